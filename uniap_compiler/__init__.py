@@ -1,0 +1,1 @@
+"""uniap-compiler: placeholder docstring, replaced below."""
