@@ -1,0 +1,86 @@
+"""python-mip as this project needs it: two backends, limits that hold, no deadlock, Ctrl-C at once.
+
+What is worked around here, with python-mip 2.0.0 (each was met, see docs/solver.md, "Traps"):
+- the garbage collector can run `SolverCbc.__del__` inside a cffi parse and hang for ever: the symbol is touched once;
+- `mip.Model()` picks Gurobi as soon as it can be imported: the name is always given;
+- a solver's C code does not return for SIGINT: it runs in a thread, and the caller waits in Python.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import mip
+import mip.cbc
+
+from uniap_compiler.solver.miqp import Miqp
+
+mip.cbc.cbclib.Cbc_deleteModel  # noqa: B018  (parsed now, so that no destructor has to parse it)
+
+BACKENDS = ("cbc", "highs")
+
+
+class BackendError(RuntimeError):
+    """A backend that is not installed, or that failed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`bound` holds for every solution of the model; `found` says whether a solution can be read."""
+
+    status: str
+    bound: float
+    found: bool
+
+
+def check_backend(name: str) -> None:
+    """Refuse an unknown backend, or one that is not installed, in words."""
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+    if name == "highs":
+        try:
+            import mip.highs
+
+            if not mip.highs.has_highs:
+                raise ImportError("the HiGHS library was not found")
+            mip.highs.highslib.Highs_destroy  # noqa: B018
+        except (ImportError, FileNotFoundError, AttributeError, OSError) as error:
+            raise BackendError(
+                "the backend 'highs' is not installed: pip install 'mip[highs]', or use --backend cbc"
+            ) from error
+
+
+def run(miqp: Miqp, backend: str, gap: float, seconds: float) -> Outcome:
+    """Solve the model within `seconds`; the model is never left in an undefined state."""
+    model = miqp.model
+    model.max_mip_gap = gap
+    model.max_mip_gap_abs = 1e-12
+    model.threads = 1
+    model.integer_tol = 1e-9 if backend == "highs" else 1e-8
+    model.infeas_tol = 1e-9
+    model.opt_tol = 1e-9
+    model.seed = 1
+    answer: list[Any] = []
+
+    def work() -> None:
+        try:
+            answer.append(model.optimize(max_seconds=max(0.01, seconds)))
+        except Exception as error:  # handed to the caller below
+            answer.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    while thread.is_alive():  # short waits, so that SIGINT reaches the caller
+        thread.join(0.2)
+    status = answer[0]
+    if isinstance(status, Exception):
+        raise BackendError(f"{backend}: {status}") from status
+    if status == mip.OptimizationStatus.INFEASIBLE:
+        return Outcome("infeasible", float("inf"), False)
+    found = status in (mip.OptimizationStatus.OPTIMAL, mip.OptimizationStatus.FEASIBLE)
+    bound = model.objective_bound
+    if bound is None or not abs(bound) < 1e29:
+        bound = -float("inf")
+    return Outcome("optimal" if status == mip.OptimizationStatus.OPTIMAL else "stopped", float(bound), found)
