@@ -98,9 +98,9 @@ def reshard(now: Layout, goal: Layout, order: Sequence[str]) -> list[Step]:
     # Pending axes: scatter onto the dim that wants them, else reduce.
     for kind in ("sum", "max"):
         for d, p in places:
-            gone = tuple(q[1] for q in state.pending if q[0] == kind and q not in target.pending)
-            run = _runs(missing(d, p), order)[0] if missing(d, p) else ()
-            if kind == "sum" and run and set(run) <= set(gone):
+            for run in _runs(missing(d, p), order):
+                if kind != "sum" or not all((kind, axis) in state.pending for axis in run):
+                    break
                 layout = drop_pending(_replace(state, d, p, (*state.dims[d][p].axes, *run)), run)
                 step("reduce_scatter", layout, axes=list(run), dim=d)
         gone = tuple(q[1] for q in state.pending if q[0] == kind and q not in target.pending)

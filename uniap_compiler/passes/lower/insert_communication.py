@@ -1,0 +1,147 @@
+"""insert-communication: one func pair per (kind of layer, strategy), with every collective explicit.
+
+    plan.call @block.forward(...) {strategy = #strategy<dp = 2, tp = 2, ...>}
+    -> plan.call @block.dp2.tp2.forward(...)
+
+The tensor axes come from the search's pair (`@block.tp2.replicated.forward`, axes t0, t1, ...; the plain pair when tp
+is 1) and are renamed to mesh axes: the fastest ones whose sizes multiply to tp.  The remaining axes are data axes and
+split the batch by rules (`data_axes.py`).  Types stay global and carry layouts over the stage's mesh; `localize` makes
+them local.  Gradients of parameters leave a layer as pending sums over its data axes: they are added up over the
+micro-batches first and reduced once per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from uniap_compiler.ir import Diagnostic, Func, Layout, Module, Struct
+
+from .data_axes import SPLIT, SUM, WHOLE_ON_DATA, DataAxes
+from .mesh import axes_of, stage_mesh
+
+if TYPE_CHECKING:
+    from uniap_compiler.passes.manager import Session
+
+
+def pattern_name(kind: str, tp: int, boundary: str) -> str:
+    """The func prefix of the search's result for a layer kind; the kind itself when nothing is split."""
+    return kind if tp == 1 else f"{kind}.tp{tp}.{boundary}"
+
+
+def instance_name(kind: str, strategy: Struct) -> str:
+    """`block.dp2.tp2`, with `.sequence` where the boundary is sequence-split."""
+    tail = "".join(f".{key}{strategy[key]}" for key in ("dp", "tp") if strategy[key] != 1)
+    if strategy["tp"] != 1 and strategy["boundary"] != "replicated":
+        tail += f".{strategy['boundary']}"
+    return kind + (tail or ".whole")
+
+
+@dataclass(frozen=True)
+class InsertCommunication:
+    name: ClassVar[str] = "insert-communication"
+    requires: ClassVar[str] = "planned"
+    ensures: ClassVar[str] = "sharded"
+
+    def run(self, module: Module, session: Session) -> str:
+        mesh = stage_mesh(module)
+        step = module.funcs["step"]
+        losses = {value for value, role in zip(step.returns, _roles(step)) if role == "loss"}
+        made: dict[str, Func] = {}
+        for op in step.ops:
+            if op.name != "plan.call" or op.attrs.get("phase") not in ("forward", "backward"):
+                continue
+            assert op.symbol is not None
+            kind, phase = op.symbol.rsplit(".", 1)
+            strategy = op.attrs["strategy"]
+            assert isinstance(strategy, Struct)
+            target = instance_name(kind, strategy)
+            if f"{target}.forward" not in made:
+                forward, backward = instantiate(module, kind, strategy, mesh, target)
+                made[forward.name] = forward
+                if backward is not None:
+                    made[backward.name] = backward
+            op.symbol = f"{target}.{phase}"
+        keep = [f for f in module.funcs.values() if f.attrs.get("kind") not in ("forward", "backward", "layer", "main")]
+        module.funcs = {f.name: f for f in (*keep, *made.values())}
+        comm = sum(op.name.startswith("comm.") for f in made.values() for op in f.ops)
+        return f"{len(made)} layer funcs, {comm} collectives, loss of {len(losses)} value"
+
+
+def instantiate(
+    module: Module, kind: str, strategy: Struct, mesh: dict[str, int], target: str
+) -> tuple[Func, Func | None]:
+    """Clones of the pattern's pair over mesh axes, with data axes and their collectives."""
+    dp, tp = strategy["dp"], strategy["tp"]
+    assert isinstance(dp, int) and isinstance(tp, int)
+    source = pattern_name(kind, tp, str(strategy["boundary"]))
+    if f"{source}.forward" not in module.funcs:
+        raise Diagnostic(f"there is no sharded func @{source}.forward for the strategy {strategy}",
+                         help="run enumerate-strategies with this tensor degree")
+    tensor = axes_of(tp, mesh)
+    data = tuple(axis for axis in mesh if axis not in tensor)
+    rename = {f"t{n}": axis for n, axis in enumerate(tensor)}
+    forward = _renamed(module.funcs[f"{source}.forward"], f"{target}.forward", rename)
+    states: dict[str, str] = {}
+    shards = DataAxes(forward, data, mesh, states)
+    shards._collect_atoms()
+    for p in forward.params:
+        batch = p.attrs.get("role") in ("activation", "input", "prelude") and shards.has_batch(p) and data
+        states[p.name] = SPLIT if batch else WHOLE_ON_DATA
+    wanted: list[str | None] = []
+    for value, role in zip(forward.returns, _roles(forward), strict=True):
+        assert value is not None
+        if role == "value" and value.type.shape:
+            wanted.append(SPLIT if shards.has_batch(value) and data else WHOLE_ON_DATA)
+        else:  # a scalar may be the loss: it stays a pending sum and is only added up for the log
+            wanted.append(WHOLE_ON_DATA if role.startswith("buffer") else None)
+    shards.run(wanted)
+    known = {value.name: shards.states[value] for value in shards.states}
+    if f"{source}.backward" not in module.funcs:
+        return forward, None
+    backward = _renamed(module.funcs[f"{source}.backward"], f"{target}.backward", rename)
+    backward.attrs["of"] = forward.name
+    back_states: dict[str, str] = {}
+    back = DataAxes(backward, data, mesh, back_states)
+    for p in backward.params:
+        of = str(p.attrs.get("of", p.name)) if p.attrs.get("role") in ("saved", "tangent") else p.name
+        state = known[of]
+        if p.attrs.get("role") == "tangent" and state == SUM:  # d loss / d (its part on this device) = d loss / d loss
+            state = WHOLE_ON_DATA
+        back_states[p.name] = state
+    wanted = []
+    for value, role in zip(backward.returns, _roles(backward), strict=True):
+        param = forward.param(role.removeprefix("grad:"))
+        if value is None:
+            wanted.append(None)
+        elif param.attrs.get("role") == "param":
+            wanted.append(SUM if data else None)
+        else:
+            wanted.append(states[param.name])
+    back.run(wanted)
+    return forward, backward
+
+
+def _roles(func: Func) -> list[str]:
+    roles = func.attrs["results"]
+    assert isinstance(roles, (list, tuple))
+    return [str(role) for role in roles]
+
+
+def _renamed(func: Func, name: str, rename: Mapping[str, str]) -> Func:
+    """A clone over mesh axes: layouts, `axes` of comm ops and `split` structs renamed."""
+    new = func.clone(name)
+    for value in new.values():
+        layout = value.type.layout or Layout.replicated(len(value.type.shape))
+        value.type = value.type.with_layout(layout.renamed(rename))
+    for op in new.ops:
+        axes = op.attrs.get("axes")
+        if isinstance(axes, (list, tuple)):
+            op.attrs["axes"] = [rename.get(str(a), str(a)) for a in axes]
+        split = op.attrs.get("split")
+        if isinstance(split, Struct):
+            op.attrs["split"] = Struct(split.name, tuple((rename.get(k, k), v) for k, v in split.fields))
+    new.attrs.pop("tensor_axes", None)
+    return new
+
