@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from uniap_compiler.ir import Affine, Dim, Diagnostic, Func, Layout, Namer, Op, Part, Rule, Struct, Value, at
+from uniap_compiler.ir import Affine, Atom, Diagnostic, Dim, Func, Layout, Namer, Op, Part, Rule, Struct, Value, at
 from uniap_compiler.ir.layouts import DimLayout
 
 from .reshard import emit
@@ -214,7 +214,7 @@ class DataAxes:
                 results.append({"sum": SUM, "max": MAX, "copy": WHOLE_ON_DATA}[reduce[factor]])
         split = op.attrs.get("split")
         fields = dict(split.fields) if isinstance(split, Struct) else {}
-        fields.update({axis: factor for axis in self.data})
+        fields.update({axis: Atom(factor) for axis in self.data})
         op.attrs["split"] = Struct("split", tuple((a, fields[a]) for a in self.mesh if a in fields))
         self._finish(op, results)
 

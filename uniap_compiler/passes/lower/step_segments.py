@@ -27,6 +27,8 @@ def reduce_gradients(plan: StagePlan, stage: int) -> Func | None:
         for r in readers:
             if r.stage == stage:
                 assert r.gradient is not None
+                if readers == [home] and r.gradient == home.rest:
+                    continue  # the accumulator is the final gradient as it is
                 accumulator = seg.arg(f"grad:{r.name}", r.value.type.with_layout(r.gradient))
                 part = seg.to(accumulator, home.rest)
                 if home.stage != stage:
