@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -34,10 +35,13 @@ class Symbol(str):
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """`#name<key = value, ...>`; fields keep their order."""
+    """`#name<key = value, ...>`; fields keep their order.  Lists inside become tuples, so that a struct can be hashed."""
 
     name: str
     fields: tuple[tuple[str, "Attr"], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", tuple((key, _frozen(value)) for key, value in self.fields))
 
     def __getitem__(self, key: str) -> "Attr":
         for name, value in self.fields:
@@ -52,7 +56,11 @@ class Struct:
         return dict(self.fields)
 
 
-Attr = Union[None, bool, int, float, str, Affine, Layout, Rule, Struct, "list[Attr]", "tuple[Attr, ...]"]
+def _frozen(value: "Attr") -> "Attr":
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
+
+
+Attr = Union[None, bool, int, float, str, Affine, Layout, Rule, Struct, "Sequence[Attr]"]
 Attrs = dict[str, Attr]
 
 

@@ -38,6 +38,10 @@ class Rule:
     linear: tuple[tuple[int, ...], ...] = ()
     sizes: tuple[tuple[str, Dim], ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        kinds = ("sum", "max", "copy")  # the order of the clauses in the text: one rule has one spelling
+        object.__setattr__(self, "reduce", tuple(sorted(self.reduce, key=lambda pair: kinds.index(pair[1]))))
+
     def factors(self) -> tuple[str, ...]:
         """Every factor, in order of first appearance."""
         return tuple(dict.fromkeys(self._walk()))

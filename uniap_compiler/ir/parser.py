@@ -1,0 +1,240 @@
+"""Text -> Module.  The grammar is ir.lark; this file builds the objects while lark parses.
+
+    module = parse_module(path.read_text(), filename=str(path))
+
+Mistakes in the text are Diagnostics that show the line and a caret.  An op may read a value that is defined further
+down: the verifier says so with more context.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lark import Lark, Token, Transformer, UnexpectedInput, v_args
+from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
+
+from . import text as read
+from .attributes import Atom, Attrs, Struct, Symbol
+from .core import Func, Loc, Module, Op, TensorType, Value
+from .diagnostics import Diagnostic
+from .printer import RESERVED, VERSION, symbol_name, value_name
+
+GRAMMAR = Path(__file__).with_name("ir.lark")
+_HEADER = re.compile(r"\s*//\s*uniap-ir\s+(\S+)")
+
+
+class _Mistake(Exception):
+    """A mistake on a known line; parse_module turns it into a Diagnostic."""
+
+    def __init__(self, message: str, line: int, column: int | None = None) -> None:
+        super().__init__(message)
+        self.message, self.line, self.column = message, line, column
+
+
+def _reader(function: Callable[[str], Any]) -> Callable[[Any, Token], Any]:
+    """A terminal's callback: the function's ValueError gets the token's place."""
+
+    def callback(self: Any, token: Token) -> Any:
+        try:
+            return function(token.value)
+        except ValueError as error:
+            raise _Mistake(str(error), token.line or 0, token.column) from None
+
+    return callback
+
+
+class _Build(Transformer[Any, Any]):
+    """Methods are named after the rules and terminals of ir.lark.  Stateless: an op travels with its line."""
+
+    VALUE = _reader(read.parse_name)
+    SYMBOL = _reader(lambda token: Symbol(read.parse_name(token)))
+    TENSOR = _reader(read.parse_tensor)
+    LAYOUT = _reader(read.parse_layout)
+    LOC = _reader(read.parse_loc)
+    NUMBER = _reader(read.parse_number)
+    STRING = _reader(read.unquote)
+    ATOM = _reader(lambda token: Atom(read.unquote(token[5:])))
+    RULE = _reader(read.parse_rule)
+
+    @v_args(inline=True)
+    def word(self, word: Token) -> Any:
+        return RESERVED[word] if word in RESERVED else Atom(word)
+
+    def none(self, _: Any) -> None:
+        return None
+
+    def list(self, items: Any) -> Any:
+        return items
+
+    ref_list = results = operands = op_types = types = params = list
+
+    @v_args(inline=True)
+    def pair(self, key: str, value: Any) -> tuple[str, Any]:
+        if isinstance(key, Token):
+            return sys.intern(key.value), value
+        return key, value
+
+    def attrs(self, pairs: Any) -> Attrs:
+        attrs = dict(pairs)
+        if len(attrs) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise _Mistake(f"the attribute {next(k for k in keys if keys.count(k) > 1)} is given twice", 0)
+        return attrs
+
+    @v_args(inline=True)
+    def attributes(self, attrs: Attrs | None) -> Attrs:
+        return attrs if attrs is not None else {}
+
+    def struct(self, items: Any) -> Struct:
+        return Struct(items[0].value[1:-1], tuple(items[1:]))
+
+    @v_args(inline=True)
+    def type(self, tensor: TensorType, layout: Any) -> TensorType:
+        return tensor if layout is None else _with_layout(tensor, layout)
+
+    @v_args(inline=True)
+    def head(self, results: Any, name: Token, symbol: Symbol | None, operands: Any) -> Any:
+        return results, name, symbol, operands
+
+    @v_args(inline=True)
+    def tail(self, attrs: Attrs | None, types: Any, loc: Loc | None) -> Any:
+        return attrs, types, loc
+
+    @v_args(inline=True)
+    def op(self, head: Any, tail: Any) -> tuple[Op, int]:
+        names, name, symbol, operands = head
+        attrs, types, loc = tail
+        names, types = names or (), types or ()
+        if len(names) != len(types):
+            raise _Mistake(f"{name} has {len(names)} results and {len(types)} types", name.line)
+        results = [Value(n, t) for n, t in zip(names, types)]
+        op = Op(sys.intern(name.value), operands or (), results, attrs, str(symbol) if symbol is not None else None, loc)
+        return op, name.line
+
+    @v_args(inline=True)
+    def param(self, name: str, type: TensorType, attrs: Attrs | None) -> Value:
+        return Value(name, type, attrs)
+
+    def return_(self, items: Any) -> Any:
+        return items
+
+    @v_args(inline=True)
+    def func(self, name: Symbol, params: Any, types: Any, attrs: Attrs, *rest: Any) -> tuple[Func, dict[object, int]]:
+        lines: dict[object, int] = dict(rest[:-1])
+        func = Func(str(name), params, lines, (), attrs)  # type: ignore[arg-type]
+        line = rest[0][1] - 1 if rest[:-1] else 0
+        table: dict[str, Value] = {}
+        for value in func.values():
+            if value.name in table:
+                place = next((lines[op] for op in func.ops if value in op.results), line)
+                raise _Mistake(f"{value_name(value.name)} is defined twice in func {symbol_name(func.name)}", place)
+            table[value.name] = value
+
+        def find(name: str | None, line: int) -> Value | None:
+            if name is None:
+                return None
+            if name not in table:
+                raise _Mistake(f"{value_name(name)} is not defined in func {symbol_name(func.name)}", line)
+            return table[name]
+
+        for op, line in rest[:-1]:
+            op.operands = [[find(n, line) for n in o] if isinstance(o, list) else find(o, line) for o in op.operands]
+        func.returns = [find(n, line + 1) for n in rest[-1]]
+        found = [None if v is None else v.type for v in func.returns]
+        if found != types:
+            shown = ", ".join("none" if t is None else str(t) for t in found)
+            raise _Mistake(f"func {symbol_name(func.name)} returns ({shown}), which is not what its head says", line + 1)
+        lines[func] = line
+        return func, lines
+
+    @v_args(inline=True)
+    def start(self, name: Symbol, attrs: Attrs, *items: Any) -> tuple[Module, dict[object, int]]:
+        module = Module(str(name), attrs)
+        lines: dict[object, int] = {}
+        for item, where in items:
+            if isinstance(item, Func):
+                if item.name in module.funcs:
+                    raise _Mistake(f"func {symbol_name(item.name)} is defined twice", where[item])
+                module.add(item)
+                lines.update(where)
+            else:
+                if any(v is not None for v in item.flat_operands()):
+                    raise _Mistake(f"{item.name} stands in the module and has operands", where)
+                module.ops.append(item)
+                lines[item] = where
+        return module, lines
+
+
+setattr(_Build, "return", _Build.return_)  # the rule's name is a Python keyword
+
+
+@lru_cache(maxsize=4096)
+def _with_layout(tensor: TensorType, layout: Any) -> TensorType:
+    if len(layout.dims) != len(tensor.shape):
+        raise _Mistake(f"the layout {layout} has {len(layout.dims)} dims and {tensor} has {len(tensor.shape)}", 0)
+    return tensor.with_layout(layout)
+
+
+@lru_cache(maxsize=1)
+def lark() -> Lark:
+    return Lark(GRAMMAR.read_text(encoding="utf-8"), parser="lalr", transformer=_Build())
+
+
+def parse_module(text: str, filename: str = "<text>", lines: dict[object, int] | None = None) -> Module:
+    """Raises Diagnostic.  lines: when given, is filled with the line of every Op and Func."""
+    _check_version(text, filename)
+    try:
+        parsed: Any = lark().parse(text)
+        module, where = parsed
+    except _Mistake as error:
+        line = error.line or 1
+        raise _at(error.message, filename, text, line, error.column) from None
+    except UnexpectedInput as error:
+        _syntax_error(error, text, filename)
+    if lines is not None:
+        lines.update(where)
+    assert isinstance(module, Module)
+    return module
+
+
+def _check_version(text: str, filename: str) -> None:
+    """A header may stand in the comments on top; text without one is taken as this version."""
+    for number, line in enumerate(text.splitlines(), 1):
+        match = _HEADER.match(line)
+        if match and match[1] != str(VERSION):
+            help = f"this uniap reads version {VERSION}; write the text again with the uniap that made it, or use that one"
+            raise Diagnostic(
+                f"the text is uniap-ir version {match[1]}, not {VERSION}", loc=Loc(filename, number), source=line, help=help
+            )
+        if match or not line.lstrip().startswith("//") and line.strip():
+            return
+
+
+def _at(message: str, filename: str, text: str, line: int, column: int | None, help: str | None = None) -> Diagnostic:
+    all_lines = text.split("\n")
+    source = all_lines[line - 1] if 0 < line <= len(all_lines) else ""
+    return Diagnostic(message, loc=Loc(filename, line), column=column, source=source, help=help)
+
+
+def _syntax_error(error: UnexpectedInput, text: str, filename: str) -> NoReturn:
+    message, help = _explain(error, text)
+    line, column = error.line, error.column
+    if isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END"):
+        line = text.rstrip().count("\n") + 1
+        column = len(text.rstrip().rsplit("\n", 1)[-1]) + 1
+    raise _at(message, filename, text, line, column, help) from None
+
+
+def _explain(error: UnexpectedInput, text: str) -> tuple[str, str | None]:
+    if isinstance(error, UnexpectedCharacters):
+        return f"{error.char!r} cannot stand here", None
+    if isinstance(error, UnexpectedToken):
+        if error.token.type == "$END":
+            return "the text ends too early", None
+        return f"{str(error.token)!r} cannot stand here", None
+    return "syntax error", None
