@@ -38,25 +38,25 @@ class Struct:
     """`#name<key = value, ...>`; fields keep their order.  Lists inside become tuples, so that a struct can be hashed."""
 
     name: str
-    fields: tuple[tuple[str, "Attr"], ...]
+    fields: tuple[tuple[str, Attr], ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", tuple((key, _frozen(value)) for key, value in self.fields))
 
-    def __getitem__(self, key: str) -> "Attr":
+    def __getitem__(self, key: str) -> Attr:
         for name, value in self.fields:
             if name == key:
                 return value
         raise KeyError(key)
 
-    def get(self, key: str, default: "Attr" = None) -> "Attr":
+    def get(self, key: str, default: Attr = None) -> Attr:
         return dict(self.fields).get(key, default)
 
-    def asdict(self) -> dict[str, "Attr"]:
+    def asdict(self) -> dict[str, Attr]:
         return dict(self.fields)
 
 
-def _frozen(value: "Attr") -> "Attr":
+def _frozen(value: Attr) -> Attr:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 

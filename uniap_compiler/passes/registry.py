@@ -50,6 +50,7 @@ def print_pass(pass_: Pass) -> str:
     shown = []
     for field in dataclasses.fields(pass_):  # type: ignore[arg-type]
         value = getattr(pass_, field.name)
-        if field.default is dataclasses.MISSING or value != field.default:
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value != default:  # MISSING differs from everything
             shown.append(f"{field.name}={print_value(value)}")
     return pass_.name + ("{" + " ".join(shown) + "}" if shown else "")
