@@ -1,0 +1,47 @@
+"""Breaking generated lines: a call, a list of names or a tuple that is too long continues on indented lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .expressions import Call
+
+WIDTH = 110
+"""Columns of generated code; comments may go beyond."""
+
+
+def fill(items: Iterable[str], indent: str) -> list[str]:
+    """`a, b, c,` in as few lines as fit."""
+    lines: list[str] = []
+    for item in items:
+        if lines and len(lines[-1]) + len(item) + 2 <= WIDTH:
+            lines[-1] += f" {item},"
+        else:
+            lines.append(f"{indent}{item},")
+    return lines
+
+
+def assignment(targets: list[str], value: Call | str, indent: str = "    ") -> list[str]:
+    """`a, b = f(x, y)`, wrapped where it must be.  No targets: the value alone, as a statement."""
+    line = indent + (", ".join(targets) + " = " if targets else "") + str(value)
+    if len(line) <= WIDTH:
+        return [line]
+    left = ", ".join(targets) + " = " if targets else ""
+    lines = [indent + left]
+    if len(lines[0]) > WIDTH:
+        lines = [f"{indent}(", *fill(targets, indent + "    "), f"{indent}) = "]
+    if isinstance(value, str):
+        lines[-1] += value
+        return lines
+    lines[-1] += value.head + "("
+    return [*lines, *fill(value.args, indent + "    "), f"{indent})"]
+
+
+def returned(values: list[str], indent: str = "    ") -> list[str]:
+    """`return a, b`; always a tuple."""
+    if len(values) < 2:
+        return [f"{indent}return ({values[0]},)" if values else f"{indent}return ()"]
+    line = f"{indent}return {', '.join(values)}"
+    if len(line) <= WIDTH:
+        return [line]
+    return [f"{indent}return (", *fill(values, indent + "    "), f"{indent})"]
