@@ -1,0 +1,107 @@
+"""What one op may do on the tensor axes, read off its sharding rule.
+
+On each axis an op splits one factor, runs on pending operands (`linear`), or runs whole.  Usually all axes do the same:
+
+    #rule<b s k, n k -> b s n | sum k | linear 0 | linear 1>     on 4 = 2 x 2 devices:
+    whole | split s | split k | split n | linear 0 | linear 1
+
+Only where a factor does not divide by the number of devices are the axes told apart: 2 key-value heads on 4 devices
+go over the major axis, and something else (the queries' groups, a pending operand, nothing) over the minor one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Union
+
+from uniap_compiler.ir import Dim, Rule
+
+WHOLE, SUM, MAX = "whole", "sum", "max"
+
+AxisState = Union[str, int]
+"""On one axis: WHOLE (equal copies), SUM or MAX (pending), or the index of the atom that is split."""
+
+State = tuple[AxisState, ...]
+"""A value's layout on the tensor axes, major to minor; atoms are counted over all its dims, major to minor."""
+
+Pick = Union[None, str, tuple[int, ...]]
+"""What an op does on one axis: None (whole), a factor that is split, or the operands that are pending."""
+
+Choice = tuple[Pick, ...]
+"""One Pick per axis."""
+
+
+def enumerate_choices(rule: Rule | None, sizes: Mapping[str, Dim], mesh: tuple[int, ...]) -> list[Choice]:
+    """All choices, whole first.  sizes: of every factor; factors that depend on the batch belong to other axes."""
+    whole: Choice = (None,) * len(mesh)
+    if rule is None:
+        return [whole]
+    devices = prod(mesh)
+    splittable = {f: n for f in rule.factors() if f not in rule.keep and isinstance(n := sizes[f], int) and n > 1}
+    picks: list[Pick] = [f for f, size in splittable.items() if size % devices == 0]
+    picks += rule.linear
+    choices: list[Choice] = [whole] + [(pick,) * len(mesh) for pick in picks]
+    for cut in range(1, len(mesh)):
+        choices += _mixed(splittable, list(rule.linear), mesh, cut)
+    return list(dict.fromkeys(choices))
+
+
+def _mixed(sizes: dict[str, int], linear: list[tuple[int, ...]], mesh: tuple[int, ...], cut: int) -> Iterator[Choice]:
+    """Axes before `cut` do one thing, the others another; one of them must be a factor that cannot take all axes."""
+    head, tail = prod(mesh[:cut]), prod(mesh[cut:])
+    rest: list[Pick] = [None, *linear]
+    heads = rest + [f for f, n in sizes.items() if n % head == 0]
+    tails = rest + [f for f, n in sizes.items() if n % tail == 0]
+    for factor, size in sizes.items():
+        if size % (head * tail) == 0:
+            continue
+        if size % head == 0 and size % (head * mesh[cut]):
+            yield from ((factor,) * cut + (t,) * (len(mesh) - cut) for t in tails if t != factor)
+        elif size % tail == 0 and size % (mesh[cut - 1] * tail) and size % mesh[0]:
+            yield from ((h,) * cut + (factor,) * (len(mesh) - cut) for h in heads if h != factor)
+
+
+def operand_state(rule: Rule, position: int, choice: Choice) -> State:
+    """The layout in which the choice wants the flat operand at `position`."""
+    dims = rule.operands[position]
+    atoms = [f for group in dims or () for f in group]
+
+    def on_axis(pick: Pick) -> AxisState:
+        if isinstance(pick, tuple):
+            return SUM if position in pick else WHOLE
+        return atoms.index(pick) if pick in atoms else WHOLE
+
+    return tuple(on_axis(pick) for pick in choice)
+
+
+def result_state(rule: Rule, position: int, choice: Choice) -> State:
+    """The layout in which the choice leaves the result at `position`."""
+    atoms = [f for group in rule.results[position] for f in group]
+    reduce = dict(rule.reduce)
+
+    def on_axis(pick: Pick) -> AxisState:
+        if pick is None:
+            return WHOLE
+        if isinstance(pick, tuple):
+            return SUM
+        if pick in atoms:
+            return atoms.index(pick)
+        if pick not in reduce:
+            raise ValueError(f"{rule}: factor {pick} is missing in result {position} and in sum, max, copy and keep")
+        return {"sum": SUM, "max": MAX, "copy": WHOLE}[reduce[pick]]
+
+    return tuple(on_axis(pick) for pick in choice)
+
+
+def factor_sizes(rule: Rule, shapes: list[tuple[Dim, ...] | None]) -> dict[str, Dim]:
+    """The size of every factor: the rule's own `size`s, else the dim of which it is the only factor."""
+    sizes = dict(rule.sizes)
+    for dims, shape in zip((*rule.operands, *rule.results), shapes, strict=True):
+        for group, size in zip(dims or (), shape or (), strict=True):
+            if len(group) == 1:
+                sizes.setdefault(group[0], size)
+    missing = [f for f in rule.factors() if f not in sizes]
+    if missing:
+        raise ValueError(f"{rule} does not give the size of {', '.join(missing)}")
+    return sizes

@@ -1,0 +1,201 @@
+"""Layout states and collective arcs of one tensor: a small network shared by everybody who reads it.
+
+A node is (phase, state).  Inside a phase an arc is one collective over the axes in which its ends differ; from
+forward to backward an arc keeps the tensor (same state, bytes but no time).  Serving all readers is a Steiner tree
+from the node in which the tensor is made: a pending sum needed split AND whole costs one reduce-scatter and one
+all-gather, not a reduce-scatter and an all-reduce.
+
+    made pending --reduce_scatter--> split 0 --all_gather--> whole --slice--> split 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from .choices import MAX, SUM, WHOLE, State
+from .costs import LayerCost
+from .graph import BACKWARD, FORWARD, Tensor
+
+Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "first", "save"]
+Node = tuple[int, State]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A collective between two states: over which axes, and which atoms it joins and splits."""
+
+    kind: Kind
+    axes: tuple[int, ...]
+    joined: int | None = None
+    split: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arc:
+    source: Node
+    target: Node
+    move: Move
+    cost: float
+
+
+def move_between(a: State, b: State) -> Move | None:
+    """The single collective that turns layout a into b, None where it takes several or is impossible."""
+    axes = tuple(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    olds, news = {a[i] for i in axes}, {b[i] for i in axes}
+    if len(olds) != 1 or len(news) != 1:
+        return None
+    old, new = olds.pop(), news.pop()
+    for state, atom in ((a, old), (b, new)):
+        # An atom is split major to minor in mesh order, so only its minor axes can be joined or added.
+        if isinstance(atom, int) and any(s == atom and i not in axes and i > axes[0] for i, s in enumerate(state)):
+            return None
+    if old in (SUM, MAX) and new == WHOLE:
+        return Move("all_reduce", axes)
+    if isinstance(new, int):
+        if old == SUM:
+            return Move("reduce_scatter", axes, split=new)
+        if old == WHOLE:
+            return Move("slice", axes, split=new)
+        if isinstance(old, int):
+            return Move("all_to_all", axes, old, new)
+        return None
+    if isinstance(old, int):
+        return Move("all_gather", axes, old) if new == WHOLE else None
+    return Move("first", axes) if old == WHOLE and new == SUM else None
+
+
+def with_intermediates(states: Collection[State]) -> list[State]:
+    """The states, whole, and for mixed states those on the way to whole, in a fixed order."""
+    found = set(states)
+    for state in states:
+        found.add((WHOLE,) * len(state))
+        runs = [list(run) for _, run in groupby(range(len(state)), key=lambda i: state[i])]
+        if len(runs) > 1:
+            for run in runs:
+                found.add(tuple(WHOLE if i in run else s for i, s in enumerate(state)))
+    return sorted(found, key=state_key)
+
+
+def state_key(state: State) -> tuple[str, ...]:
+    return tuple(f"{s:04d}" if isinstance(s, int) else s for s in state)
+
+
+class Prices:
+    """Objective units: seconds / `second`, a small price per byte kept, and a hair for what is free.
+
+    A free slice costs a hair, so that equal plans are told apart by more than the solver's tolerance.
+    """
+
+    HAIR = 1e-3
+
+    def __init__(self, cost: LayerCost, mesh: tuple[int, ...], second: float, byte: float, communication: float) -> None:
+        self.cost, self.mesh, self.second, self.byte, self.communication = cost, mesh, second, byte, communication
+
+    def move(self, tensor: Tensor, a: State, b: State, move: Move) -> float:
+        if move.kind in ("slice", "first"):
+            return self.HAIR
+        size = max(tensor.local_bytes(s, self.mesh, self.cost.batch) for s in (a, b))
+        return self.communication * self.cost.collective_seconds(move.kind, move.axes, size) / self.second
+
+    def save(self, tensor: Tensor, state: State) -> float:
+        return self.HAIR + self.byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
+
+    def rest(self, tensor: Tensor, state: State) -> float:
+        """A parameter at rest, its gradient and two moments of the optimizer."""
+        return 4 * self.byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
+
+    def pending_gradient(self, tensor: Tensor, gradient: State) -> float:
+        """A gradient that is left pending is all-reduced once per step."""
+        axes = tuple(i for i, s in enumerate(gradient) if s == SUM)
+        if not axes:
+            return 0.0
+        size = tensor.local_bytes(gradient, self.mesh, self.cost.batch)
+        seconds = self.cost.collective_seconds("all_reduce", axes, size) * self.cost.gradient_share
+        return self.communication * seconds / self.second
+
+
+def arcs_of(tensor: Tensor, states: list[State], phases: Collection[int], prices: Prices) -> list[Arc]:
+    """All arcs of a tensor; a parameter is at rest in both phases, so it is never saved."""
+    arcs = []
+    for a in states:
+        for b in states:
+            move = move_between(a, b) if a != b else None
+            if move is None or (move.kind == "all_to_all" and (tensor.source == "parameter" or _same_dim(tensor, move))):
+                continue
+            price = prices.move(tensor, a, b, move)
+            arcs += [Arc((phase, a), (phase, b), move, price) for phase in sorted(phases)]
+    if tensor.source != "parameter" and tensor.phase == FORWARD and BACKWARD in phases:
+        arcs += [Arc((FORWARD, s), (BACKWARD, s), Move("save", ()), prices.save(tensor, s)) for s in states]
+    return arcs
+
+
+def _same_dim(tensor: Tensor, move: Move) -> bool:
+    return any(move.joined in group and move.split in group for group in tensor.dims)
+
+
+def steiner_tree(root: Node, terminals: Collection[Node], arcs: list[Arc]) -> tuple[float, dict[Node, Arc]]:
+    """The cheapest tree from root to all terminals (Dreyfus and Wagner): its cost and the arc into each node."""
+    goals = [t for t in dict.fromkeys(terminals) if t != root]
+    if not goals:
+        return 0.0, {}
+    nodes = list(dict.fromkeys([root, *goals, *(n for arc in arcs for n in (arc.source, arc.target))]))
+    distance, step = _shortest(nodes, arcs)
+
+    full = (1 << len(goals)) - 1
+    best: list[dict[Node, float]] = [{} for _ in range(full + 1)]
+    how: list[dict[Node, tuple[int, Node]]] = [{} for _ in range(full + 1)]
+    for mask in range(1, full + 1):
+        meet: dict[Node, tuple[float, int]] = {}
+        if mask & (mask - 1) == 0:
+            meet[goals[mask.bit_length() - 1]] = (0.0, 0)
+        else:
+            half = (mask - 1) & mask
+            while half:
+                if half & (mask & -mask):
+                    for n, cost in best[half].items():
+                        if n in best[mask ^ half] and cost + best[mask ^ half][n] < meet.get(n, (float("inf"), 0))[0]:
+                            meet[n] = (cost + best[mask ^ half][n], half)
+                half = (half - 1) & mask
+        for n in nodes:
+            for m, (cost, half) in meet.items():
+                total = distance[n].get(m, float("inf")) + cost
+                if total < best[mask].get(n, float("inf")):
+                    best[mask][n], how[mask][n] = total, (half, m)
+    if root not in best[full]:
+        return float("inf"), {}
+    tree: dict[Node, Arc] = {}
+    stack = [(full, root)]
+    while stack:
+        mask, n = stack.pop()
+        half, m = how[mask][n]
+        while n != m:
+            arc = step[n, m]
+            tree.setdefault(arc.target, arc)
+            n = arc.target
+        if half:
+            stack += [(half, m), (mask ^ half, m)]
+    return best[full][root], tree
+
+
+def _shortest(nodes: list[Node], arcs: list[Arc]) -> tuple[dict[Node, dict[Node, float]], dict[tuple[Node, Node], Arc]]:
+    """All shortest distances, and the first arc on the way (Floyd and Warshall: there are a dozen nodes)."""
+    distance: dict[Node, dict[Node, float]] = {n: {n: 0.0} for n in nodes}
+    step: dict[tuple[Node, Node], Arc] = {}
+    for arc in arcs:
+        if arc.cost < distance[arc.source].get(arc.target, float("inf")):
+            distance[arc.source][arc.target] = arc.cost
+            step[arc.source, arc.target] = arc
+    for middle in nodes:
+        onward = list(distance[middle].items())
+        for n in nodes:
+            base = distance[n].get(middle)
+            if base is None or n == middle:
+                continue
+            for target, length in onward:
+                if base + length < distance[n].get(target, float("inf")):
+                    distance[n][target] = base + length
+                    step[n, target] = step[n, middle]
+    return distance, step

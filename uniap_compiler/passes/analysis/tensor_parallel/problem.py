@@ -1,0 +1,190 @@
+"""The search problem: a layer's graph with every choice and collective priced, and the exact cost of a plan.
+
+`evaluate` takes what a plan decides (the choice of every op, the layout of every parameter at rest) and completes it
+with the cheapest tree of collectives for every tensor.  The programme in model.py optimises the same cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from uniap_compiler.ir import Dim, at
+
+from .choices import MAX, SUM, WHOLE, State
+from .costs import LayerCost, Shape
+from .graph import BACKWARD, FORWARD, Graph, Sink, Step, Tensor, View
+from .network import Arc, Node, Prices, arcs_of, state_key, steiner_tree, with_intermediates
+
+
+@dataclass(eq=False, slots=True)
+class Problem:
+    """A graph with its prices: everything that the programme is made of, and what `evaluate` needs."""
+
+    graph: Graph
+    prices: Prices
+    costs: list[list[float]]
+    rests: dict[Tensor, list[State]]
+    states: dict[Tensor, list[State]]
+    arcs: dict[Tensor, list[Arc]]
+    fixed: dict[Tensor, set[Node]]
+    sinks: dict[Sink, dict[State, list[tuple[State, float]]]]
+
+
+@dataclass(eq=False, slots=True)
+class Solution:
+    """choice: per step its index; rest: per parameter its layout.  trees: how each (tensor, phase) reaches its readers."""
+
+    choice: list[int]
+    rest: dict[Tensor, State]
+    cost: float = 0.0
+    trees: dict[tuple[Tensor, int], dict[Node, Arc]] = field(default_factory=dict)
+    gradients: dict[Sink, State] = field(default_factory=dict)
+    statistics: dict[str, float] = field(default_factory=dict)
+
+
+def build_problem(graph: Graph, cost: LayerCost, memory: float, communication: float) -> Problem:
+    """Price every choice and arc; the unit is a thousandth of the layer's time on one device.
+
+    memory: what all bytes that could be kept are worth, as a part of that time.  communication: a factor on the
+    seconds of collectives (they are harder to hide than arithmetic).
+    """
+    mesh, whole = graph.mesh, (WHOLE,) * len(graph.mesh)
+    seconds = [_choice_seconds(graph, step, cost) for step in graph.steps]
+    second = sum(row[0] for row in seconds) / 1000 or 1.0
+    kept = sum(t.local_bytes(whole, mesh, cost.batch) * (4 if t.source == "parameter" else 1)
+               for t in graph.tensors if t.phase == FORWARD and t.source != "whole")
+    prices = Prices(cost, mesh, second, 1000 * memory / max(kept, 1.0), communication)
+    problem = Problem(graph, prices, [[s / second for s in row] for row in seconds], {}, {}, {}, {}, {})
+
+    wanted: dict[Tensor, set[State]] = {t: {whole} for t in graph.tensors}
+    phases: dict[Tensor, set[int]] = {t: {t.phase} for t in graph.tensors}
+    for step in graph.steps:
+        for tensor, states in (*step.reads, *step.makes):
+            wanted[tensor].update(states)
+            phases[tensor].add(step.phase)
+    for tensor in graph.tensors:
+        if tensor.state is not None:
+            wanted[tensor].add(tensor.state)
+    for sink in graph.sinks:
+        phases[sink.view.tensor].add(sink.phase)
+        if sink.state is not None:
+            wanted[sink.view.tensor].add(sink.state)
+            problem.fixed.setdefault(sink.view.tensor, set()).add((sink.phase, sink.state))
+        if sink.gradient_of is not None:
+            param = graph.views[sink.gradient_of.value]
+            wanted[sink.gradient_of].update(_same_splits(sink.view, wanted[sink.view.tensor], param))
+            wanted[sink.view.tensor].update(_same_splits(param, wanted[sink.gradient_of], sink.view))
+    for tensor in graph.tensors:
+        problem.states[tensor] = with_intermediates(wanted[tensor])
+        problem.arcs[tensor] = arcs_of(tensor, problem.states[tensor], phases[tensor], prices)
+        if tensor.source == "parameter":
+            problem.rests[tensor] = [s for s in problem.states[tensor] if all(x == WHOLE or isinstance(x, int) for x in s)]
+    for sink in graph.sinks:
+        if sink.gradient_of is not None:
+            problem.sinks[sink] = _gradient_states(problem, sink, sink.gradient_of)
+    return problem
+
+
+def _choice_seconds(graph: Graph, step: Step, cost: LayerCost) -> list[float]:
+    result = []
+    for k in range(len(step.choices)):
+        reads = iter(step.reads)
+        shapes: list[Shape | None] = []
+        for value in step.op.flat_operands():
+            shapes.append(None)
+            if value is not None:
+                _, states = next(reads)
+                shapes[-1] = graph.views[value].local_shape(value, states[k], graph.mesh, cost.batch)
+        makes = [graph.views[t.value].local_shape(t.value, states[k], graph.mesh, cost.batch) for t, states in step.makes]
+        result.append(cost.op_seconds(step.op, shapes, makes))
+    return result
+
+
+def _same_splits(source: View, states: Iterable[State], target: View) -> list[State]:
+    """The states of the tensor behind `source` without pending axes, as states of the one behind `target`.
+
+    The two values have the same shape; their atoms may differ.  An atom is found again by its stride and size.
+    """
+    here, there = _spans(source), _spans(target)
+    found = []
+    for state in states:
+        outer = source.outward(state)
+        if all(s == WHOLE or (isinstance(s, int) and here[s] in there) for s in outer):
+            found.append(target.inward(tuple(there.index(here[s]) if isinstance(s, int) else s for s in outer)))
+    return found
+
+
+def _spans(view: View) -> list[tuple[int, Dim, Dim]]:
+    """Of each atom its dim, the size of what is minor to it in that dim, and its own size."""
+    spans = []
+    for number, group in enumerate(view.dims):
+        minor: Dim = 1
+        for atom in reversed(group):
+            size = view.sizes[atom]
+            spans.append((atom, (number, minor, size)))
+            minor = minor * size if isinstance(size, int) else size * at(minor, 0)
+    return [span for _, span in sorted(spans, key=lambda pair: pair[0])]
+
+
+def _gradient_states(problem: Problem, sink: Sink, param: Tensor) -> dict[State, list[tuple[State, float]]]:
+    """For each layout of the parameter at rest: the layouts its gradient may have, and what finishing it costs.
+
+    The gradient lies like the parameter, except that it may be pending over axes on which the parameter is whole.
+    """
+    result = {}
+    for rest in problem.rests[param]:
+        wanted = problem.graph.views[param.value].layout(rest)
+        row = []
+        for state in problem.states[sink.view.tensor]:
+            complete = tuple(WHOLE if s == SUM else s for s in state)
+            if MAX not in complete and sink.view.layout(complete) == wanted:
+                row.append((state, problem.prices.pending_gradient(sink.view.tensor, state)))
+        result[rest] = row
+    return result
+
+
+def evaluate(problem: Problem, choice: list[int], rest: dict[Tensor, State]) -> Solution:
+    """The exact cost of a plan, with the cheapest tree of collectives for every tensor."""
+    solution = Solution(choice, rest)
+    graph, prices = problem.graph, problem.prices
+    total = sum(problem.costs[i][k] for i, k in enumerate(choice))
+    total += sum(prices.rest(t, s) for t, s in rest.items())
+    goals: dict[Tensor, list[Node]] = {t: sorted(problem.fixed.get(t, ()), key=_node_key) for t in graph.tensors}
+    roots: dict[Tensor, State] = {t: t.state for t in graph.tensors if t.state is not None} | rest
+    for step, k in zip(graph.steps, choice, strict=True):
+        for tensor, states in step.reads:
+            goals[tensor].append((step.phase, states[k]))
+        for tensor, states in step.makes:
+            roots[tensor] = states[k]
+    sinks: dict[Tensor, list[Sink]] = {}
+    for sink in problem.sinks:
+        sinks.setdefault(sink.view.tensor, []).append(sink)
+    for tensor in graph.tensors:
+        if tensor.source == "whole":
+            continue
+        for phase in (FORWARD, BACKWARD) if tensor.source == "parameter" else (tensor.phase,):
+            wanted = [g for g in goals[tensor] if g[0] == phase or tensor.source != "parameter"]
+            options: list[tuple[float, list[Node], dict[Sink, State]]] = [(0.0, wanted, {})]
+            for sink in sinks.get(tensor, ()) if phase == tensor.phase or tensor.source != "parameter" else ():
+                assert sink.gradient_of is not None
+                options = [
+                    (cost + price, [*nodes, (BACKWARD, state)], {**chosen, sink: state})
+                    for cost, nodes, chosen in options
+                    for state, price in problem.sinks[sink][rest[sink.gradient_of]]
+                ]
+            best = None
+            for extra, nodes, chosen in options:
+                cost, tree = steiner_tree((phase, roots[tensor]), nodes, problem.arcs[tensor])
+                if best is None or extra + cost < best[0]:
+                    best = (extra + cost, tree, chosen)
+            assert best is not None, f"the gradient {tensor.name} cannot lie like its parameter"
+            total += best[0]
+            solution.trees[tensor, phase] = best[1]
+            solution.gradients.update(best[2])
+    solution.cost = total
+    return solution
+
+
+def _node_key(node: Node) -> tuple[int, tuple[str, ...]]:
+    return node[0], state_key(node[1])
