@@ -133,6 +133,10 @@ class Communicator:
         """My place among the ranks of my group: which slice of a dim that is split over it is mine."""
         return self.group(group).position
 
+    def coordinate(self, group: str) -> int:
+        """My position in a group: the index of my piece."""
+        return self.group(group).position
+
     def wait(self, handle: Pending) -> torch.Tensor:
         return handle.wait()
 
@@ -183,7 +187,8 @@ class Communicator:
 
     def slice(self, x: torch.Tensor, group: str, dim: int, outer: int = 1) -> torch.Tensor:
         g = self.group(group)
-        return x if g.size == 1 else pieces.take(x, g.size, g.position, dim, outer)
+        # contiguous: a view would keep the whole tensor alive (one along dim 0, as of inputs, is contiguous as it is)
+        return x if g.size == 1 else pieces.take(x, g.size, g.position, dim, outer).contiguous()
 
     def first(self, x: torch.Tensor, group: str) -> torch.Tensor:
         return x if self.group(group).position == 0 else torch.zeros_like(x)
