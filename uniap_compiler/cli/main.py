@@ -45,7 +45,7 @@ def application(commands: Sequence[str]) -> typer.Typer:
 def _options(
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Log more (-vv: still more).")] = 0,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=lambda v: _version(v), is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=lambda v: _version(v), is_eager=True)
     ] = False,
 ) -> None:
     if verbose:

@@ -35,7 +35,7 @@ class Symbol(str):
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """`#name<key = value, ...>`; fields keep their order.  Lists inside become tuples, so that a struct can be hashed."""
+    """`#name<key = value, ...>`; fields keep their order.  Lists inside become tuples: a struct can be hashed."""
 
     name: str
     fields: tuple[tuple[str, Attr], ...]

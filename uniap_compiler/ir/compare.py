@@ -1,4 +1,4 @@
-"""Structural equality of modules: what a round trip through text must keep, nan and the order of attributes included."""
+"""Structural equality of modules: what a round trip through text must keep, nan and the order of attributes too."""
 
 from __future__ import annotations
 

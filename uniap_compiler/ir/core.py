@@ -31,7 +31,10 @@ class Loc:
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """shape: ints and batch-dependent sizes, always GLOBAL up to level `planned`; dtype: f64 f32 bf16 f16 i64 i32 i16 i8 u8 i1."""
+    """shape: ints and batch-dependent sizes, always GLOBAL up to level `planned`.
+
+    dtype: f64 f32 bf16 f16 i64 i32 i16 i8 u8 i1.
+    """
 
     shape: tuple[Dim, ...]
     dtype: str

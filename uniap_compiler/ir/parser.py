@@ -113,8 +113,8 @@ class _Build(Transformer[Any, Any]):
         if len(names) != len(types):
             raise _Mistake(f"{name} has {len(names)} results and {len(types)} types", name.line)
         results = [Value(n, t) for n, t in zip(names, types)]
-        op = Op(sys.intern(name.value), operands or (), results, attrs, str(symbol) if symbol is not None else None, loc)
-        return op, name.line
+        callee = str(symbol) if symbol is not None else None
+        return Op(sys.intern(name.value), operands or (), results, attrs, callee, loc), name.line
 
     @v_args(inline=True)
     def param(self, name: str, type: TensorType, attrs: Attrs | None) -> Value:
@@ -148,7 +148,7 @@ class _Build(Transformer[Any, Any]):
         found = [None if v is None else v.type for v in func.returns]
         if found != types:
             shown = ", ".join("none" if t is None else str(t) for t in found)
-            raise _Mistake(f"func {symbol_name(func.name)} returns ({shown}), which is not what its head says", line + 1)
+            raise _Mistake(f"{symbol_name(func.name)} returns ({shown}), which is not what its head says", line + 1)
         lines[func] = line
         return func, lines
 
@@ -207,10 +207,9 @@ def _check_version(text: str, filename: str) -> None:
     for number, line in enumerate(text.splitlines(), 1):
         match = _HEADER.match(line)
         if match and match[1] != str(VERSION):
-            help = f"this uniap reads version {VERSION}; write the text again with the uniap that made it, or use that one"
-            raise Diagnostic(
-                f"the text is uniap-ir version {match[1]}, not {VERSION}", loc=Loc(filename, number), source=line, help=help
-            )
+            message = f"the text is uniap-ir version {match[1]}, and this uniap reads version {VERSION}"
+            help = "continue with the uniap that wrote it, or compile again with this one"
+            raise Diagnostic(message, loc=Loc(filename, number), source=line, help=help)
         if match or not line.lstrip().startswith("//") and line.strip():
             return
 

@@ -2,7 +2,7 @@
 
     // uniap-ir 1
     module @mlp attributes {level = captured} {
-      plan.constant @mask {digest = "9f.."} 
+      plan.constant @mask {digest = "9f.."}
 
       func @main(%x: tensor<Bx64xf32> {role = "input"}) -> (tensor<Bx64xf32>) {
         %y = aten.relu(%x) : tensor<Bx64xf32> loc("mlp.py":9 in "up")

@@ -1,6 +1,6 @@
 """Reading the small languages inside the IR text: types, layouts, rules, locations, numbers.
 
-    tensor<Bx64xf32>      @[a*b, (_:8 c:512); sum d]      #rule<b s k, n k -> b s n | sum k>      loc("mlp.py":9 in "up")
+    tensor<Bx64xf32>      @[a*b, (_:8 c:512); sum d]      #rule<b k, n k -> b n | sum k>      loc("mlp.py":9 in "up")
 
 Each function is the inverse of a str() or of a function in printer.py, raises ValueError with a sentence, and is
 cached: equal text gives the identical object.
@@ -143,7 +143,10 @@ def parse_rule(text: str) -> Rule:
                 sizes.append((name, _dim(size)))
         else:
             raise ValueError(f"{kind!r} is not a clause of a rule: sum, max, copy, keep, offset, linear or size")
-    rule = Rule(tuple(_tensors(left)), tuple(results), tuple(reduce), tuple(keep), tuple(offset), tuple(linear), tuple(sizes))
+    operands = tuple(_tensors(left))
+    rule = Rule(
+        operands, tuple(results), tuple(reduce), tuple(keep), tuple(offset), tuple(linear), tuple(sizes)
+    )  # fmt: skip
     known = set(rule.factors())
     for name in [f for f, _ in reduce] + keep + offset + [f for f, _ in sizes]:
         if name not in known:

@@ -107,7 +107,8 @@ class Diff(Instrument):
 
     def after(self, record: PassRecord, module: Module) -> None:
         lines = print_module(module).splitlines()
-        diff = difflib.unified_diff(self._last, lines, f"before {record.name}", f"after {record.name}", lineterm="", n=1)
+        before, after = f"before {record.name}", f"after {record.name}"
+        diff = difflib.unified_diff(self._last, lines, before, after, lineterm="", n=1)
         if text := "\n".join(diff):
             self.write(text + "\n")
         self._last = lines

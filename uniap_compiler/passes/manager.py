@@ -67,19 +67,15 @@ def required_levels(pass_: Pass) -> tuple[str, ...]:
 
 def check_levels(passes: Iterable[Pass], level: str | None) -> None:
     """Raises Diagnostic when some pass would meet a module at a level that it does not accept."""
-    before = "the module"
+    found = f"this one is at level {level}" if level is not None else "this one does not say its level"
     for pass_ in passes:
         wanted = required_levels(pass_)
         if wanted and level not in wanted:
-            raise Diagnostic(
-                f"the pass {pass_.name} needs a module at level {' or '.join(wanted)}, "
-                f"and {before} leaves it at level {level}" if before != "the module" else
-                f"the pass {pass_.name} needs a module at level {' or '.join(wanted)}, and this one is at level {level}",
-                notes=[f"the levels are, in order: {', '.join(LEVELS)}"],
-            )  # fmt: skip
+            message = f"the pass {pass_.name} needs a module at level {' or '.join(wanted)}, and {found}"
+            raise Diagnostic(message, notes=[f"the levels are, in order: {', '.join(LEVELS)}"])
         if pass_.ensures is not None:
             level = pass_.ensures
-            before = pass_.name
+            found = f"{pass_.name} leaves it at level {level}"
 
 
 def run_passes(
