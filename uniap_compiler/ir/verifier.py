@@ -8,7 +8,7 @@ from __future__ import annotations
 from .core import Func, Module, Op, Value
 from .diagnostics import Diagnostic
 
-LEVELS = ("captured", "layered", "differentiated", "annotated", "planned", "local")
+LEVELS = ("captured", "layered", "differentiated", "annotated", "planned", "sharded", "staged", "local")
 
 
 def verify(module: Module) -> None:

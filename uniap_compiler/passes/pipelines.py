@@ -23,6 +23,7 @@ from .registry import pass_class, print_pass
 
 PIPELINES: dict[str, str] = {
     "cleanup": "cse,dce",
+    "lower": "insert-communication,partition-stages,localize,prefetch-parameters,schedule",
 }
 
 _TOKEN = re.compile(r'\s*(?:([{},=])|("(?:[^"\\]|\\.)*")|([A-Za-z0-9_.+\-/:@*]+))')

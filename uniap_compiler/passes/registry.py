@@ -23,6 +23,12 @@ PASSES: dict[str, str] = {
     # simplify: any level, or before the layers are cut
     "dce": "simplify.dce:Dce",
     "cse": "simplify.cse:Cse",
+    # lower: planned -> sharded -> staged -> local
+    "insert-communication": "lower.insert_communication:InsertCommunication",
+    "partition-stages": "lower.partition_stages:PartitionStages",
+    "localize": "lower.localize:Localize",
+    "prefetch-parameters": "lower.prefetch_parameters:PrefetchParameters",
+    "schedule": "lower.schedule:Schedule",
 }
 """name -> "module:Class", the module relative to this package; in the order of the pipeline."""
 
