@@ -1,0 +1,72 @@
+"""Softmax and layer norm: the normalised dims stay whole."""
+
+from __future__ import annotations
+
+from uniap_compiler.ir import Op, Rule
+
+from .spell import Groups, make_rule, shape_of, spell
+from .table import rule
+
+
+@rule(
+    "aten._softmax", "aten._log_softmax", "aten.softmax.int", "aten.log_softmax.int", "aten._safe_softmax",
+    "aten._softmax_backward_data", "aten._log_softmax_backward_data",
+)  # fmt: skip
+def softmax(op: Op) -> Rule:
+    """Backward takes (gradient, output) and is linear in the gradient."""
+    rank = len(shape_of(op, 0))
+    dims: Groups = [(f"d{i}",) for i in range(rank)]
+    dim = op.attrs.get("dim", -1)
+    assert isinstance(dim, int)
+    keep = [f"d{dim % rank}"] if rank else []
+    backward = op.name.endswith("_backward_data")
+    return make_rule(op, [dims for _ in op.operands], [dims], {}, keep=keep, linear=[(0,)] if backward else [])
+
+
+def _normalized(op: Op) -> int:
+    shape = op.attrs["normalized_shape"]
+    assert isinstance(shape, (list, tuple))
+    return len(shape)
+
+
+@rule("aten.native_layer_norm", "aten.layer_norm")
+def layer_norm(op: Op) -> Rule:
+    """input, weight, bias -> output, mean, rstd"""
+    n = _normalized(op)
+    ones = " 1" * n
+    text = f"b* n*, n*, n* -> b* n*, b*{ones}, b*{ones} | keep n*"
+    if len(op.results) == 1:
+        text = "b* n*, n*, n* -> b* n* | keep n*"
+    return spell(op, text, **{"n*": n})
+
+
+@rule("aten.native_layer_norm_backward")
+def layer_norm_backward(op: Op) -> Rule:
+    """gradient, input, mean, rstd, weight, bias -> dinput, dweight, dbias"""
+    n = _normalized(op)
+    ones = " 1" * n
+    text = f"b* n*, b* n*, b*{ones}, b*{ones}, n*, n* -> {results(op, ['b* n*', 'n*', 'n*'])} | sum b* | keep n* | linear 0"
+    return spell(op, text, **{"n*": n})
+
+
+def results(op: Op, terms: list[str]) -> str:
+    """The terms of the results; one that the output mask leaves out is a tensor without content, tied to nothing."""
+    mask = op.attrs.get("output_mask")
+    wanted = list(mask) if isinstance(mask, (list, tuple)) else [True] * len(terms)
+    return ", ".join(t if w else " ".join(["1"] * len(r.type.shape)) for t, w, r in zip(terms, wanted, op.results))
+
+
+@rule("aten._fused_rms_norm", "aten.rms_norm")
+def rms_norm(op: Op) -> Rule:
+    n = _normalized(op)
+    text = "b* n*, n* -> b* n*" + (f", b*{' 1' * n}" if len(op.results) > 1 else "")
+    return spell(op, f"{text} | keep n*", **{"n*": n})
+
+
+@rule("aten._native_batch_norm_legit_no_training", "aten.native_batch_norm", "aten._native_batch_norm_legit")
+def batch_norm(op: Op) -> Rule:
+    """input, weight, bias, running mean, running variance.  With given statistics only; in training it is decomposed."""
+    results = "b c h*, 0, 0"
+    training = bool(op.attrs.get("training", False))
+    results = "b c h*, c, c" if training else "b c h*" + ", 1" * (len(op.results) - 1)
+    return spell(op, f"b c h*, c, c, c, c -> {results}" + (" | keep b h*" if training else ""))
