@@ -118,10 +118,15 @@ class Mesh:
         return collective_seconds(self.cluster, link, collective, ranks, size, sharing)
 
     def send_seconds(self, size: Floats | float) -> Floats:
-        """Every device of this stage sends `size` bytes to its peer in the next stage, all at the same time."""
+        """Every device of this stage sends `size` bytes to its peer in the next stage, all at the same time.
+
+        (The last stage: to its peer in the one before.)
+        """
         per_node = self.cluster.devices_per_node
         source = np.arange(self.first, self.first + self.devices)
-        crossing = source // per_node != (source + self.devices) // per_node
+        last = self.first + self.devices == self.cluster.devices
+        peer = source - min(self.devices, self.first) if last else source + self.devices
+        crossing = source // per_node != peer // per_node
         if not crossing.any():
             return collective_seconds(self.cluster, self.cluster.intra, "send", 2, size, 1.0)
         link = self.cluster.link(crosses_nodes=True)

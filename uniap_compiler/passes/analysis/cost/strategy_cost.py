@@ -1,0 +1,202 @@
+"""A layer's strategy, and what it adds to the cost of the tensor pattern: data parallelism, shards, recomputation.
+
+    shard         once per step                          every micro-batch
+    none          all-reduce gradients
+    optimizer     reduce-scatter gradients, gather       -
+    gradients     gather                                 reduce-scatter gradients
+    parameters    -                                      gather twice, reduce-scatter gradients
+
+All vectors run over micro-batch counts; the seconds of a micro-batch and those of a step stay apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from uniap_compiler.cluster import Cluster, Mesh
+from uniap_compiler.ir import Struct, struct
+
+from .layer_cost import DATA, LayerCost, Parameter
+from .op_cost import Vector
+
+SHARDS = ("none", "optimizer", "gradients", "parameters")
+RECOMPUTES = ("none", "selective", "full")
+BOUNDARIES = ("replicated", "sequence")
+
+
+@dataclass(frozen=True, order=True)
+class Strategy:
+    """tp * dp devices of a stage; boundary: how activations between layers lie on the tensor axes."""
+
+    tp: int
+    dp: int
+    boundary: str = "replicated"
+    shard: str = "none"
+    recompute: str = "none"
+
+    def __str__(self) -> str:
+        return f"dp={self.dp},tp={self.tp},boundary={self.boundary},shard={self.shard},recompute={self.recompute}"
+
+    def attr(self) -> Struct:
+        return struct(
+            "strategy", dp=self.dp, tp=self.tp, boundary=self.boundary, shard=self.shard, recompute=self.recompute
+        )
+
+    @staticmethod
+    def parse(text: str) -> Strategy:
+        """The inverse of str()."""
+        fields = dict(pair.split("=") for pair in text.split(","))
+        return Strategy(int(fields["tp"]), int(fields["dp"]), fields["boundary"], fields["shard"], fields["recompute"])
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """states: tensors beside the parameter; passes: how often an update reads or writes one of the parameter's size."""
+
+    states: int
+    passes: float
+    launches: int
+
+    @staticmethod
+    def of(kind: str, momentum: bool = True) -> Optimizer:
+        """The runtime's plain formulas, op by op."""
+        if kind == "adamw":
+            return Optimizer(states=2, passes=28.0, launches=12)
+        return Optimizer(states=1, passes=10.0, launches=4) if momentum else Optimizer(states=0, passes=5.0, launches=2)
+
+
+@dataclass
+class StrategyCost:
+    """By micro-batch count.  in_flight: bytes per micro-batch in flight; resident: bytes that stay through the step."""
+
+    forward: Vector
+    backward: Vector
+    step: float
+    in_flight: Vector
+    resident: Vector
+    workspace: Vector
+
+
+def overlapped(compute: Vector, communication: Vector, kappa: float) -> Vector:
+    """Both at once: the larger, and the part kappa of the smaller that is lost."""
+    return np.maximum(compute, communication) + kappa * np.minimum(compute, communication)
+
+
+def strategy_cost(
+    layer: LayerCost,
+    strategy: Strategy,
+    mesh: Mesh,
+    optimizer: Optimizer,
+    global_batch: int,
+    micro_batches: Iterable[int],
+    *,
+    copies: frozenset[str] = frozenset(),
+    free: frozenset[str] = frozenset(),
+    asynchronous: bool = False,
+) -> StrategyCost:
+    """copies: tied parameters whose home is another layer; free: those that lie in the home's own memory.
+
+    asynchronous: whether the emitted code gathers and scatters shards beside its arithmetic.
+    """
+    counts = np.asarray(list(micro_batches), dtype=np.int64)
+    local = global_batch // counts // strategy.dp
+    if (local * strategy.dp * counts != global_batch).any():
+        raise ValueError(f"a batch of {global_batch} does not divide over {strategy} and {counts.tolist()} micro-batches")
+    at = np.searchsorted(layer.batches, local)
+    if (at >= len(layer.batches)).any() or (layer.batches[at] != local).any():
+        raise ValueError(f"the layer was not evaluated for the local batches {local.tolist()}")
+    cluster, tensor, data = mesh.cluster, mesh.tensor_axes(strategy.tp), mesh.data_axes(strategy.tp)
+    assert tensor is not None and mesh.size(data) == strategy.dp, f"{strategy} does not fill {mesh.sizes}"
+    axes = {DATA: data} | {f"t{n}": (axis,) for n, axis in enumerate(tensor)}
+    recompute = strategy.recompute == "full"
+
+    forward = layer.forward_seconds + layer.communication_seconds("forward", mesh, axes)
+    backward = layer.backward_seconds + layer.communication_seconds("backward", mesh, axes)
+    if recompute:
+        backward = backward + layer.recompute_seconds + layer.communication_seconds("recompute", mesh, axes)
+    forward, backward = forward[at], backward[at]
+
+    state = _Shards(layer.parameters, strategy, mesh, axes, optimizer, copies, free)
+    kappa = cluster.overlap if asynchronous else 1.0
+    forward = overlapped(forward, np.full_like(forward, state.gather_forward), kappa)
+    backward = overlapped(backward, np.full_like(backward, state.gather_backward + state.scatter), kappa)
+    accumulating = np.where(counts > 1, 1.0, 0.0)
+    backward = backward + accumulating * state.accumulate
+
+    # The gradients of a micro-batch are added to the accumulators when the stage's backward is through: both exist.
+    resident = state.kept + state.gradients * (1.0 + accumulating)
+    working = np.maximum(
+        layer.forward_peak[at], layer.backward_peak[at] + (layer.saved[at] if recompute else 0.0)
+    ) + state.gathered + state.unscattered
+    return StrategyCost(
+        forward=forward,
+        backward=backward,
+        step=state.step,
+        in_flight=(layer.inputs if recompute else layer.saved)[at],
+        resident=resident,
+        workspace=np.maximum(working, state.step_workspace),
+    )
+
+
+class _Shards:
+    """Sums over a layer's parameters for one way of sharding them."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        strategy: Strategy,
+        mesh: Mesh,
+        axes: dict[str, tuple[str, ...]],
+        optimizer: Optimizer,
+        copies: frozenset[str],
+        free: frozenset[str],
+    ) -> None:
+        cluster = mesh.cluster
+        self.kept = self.gradients = self.gathered = self.unscattered = self.step_workspace = 0.0
+        self.gather_forward = self.gather_backward = self.scatter = self.accumulate = self.step = 0.0
+        data, dp = axes[DATA], strategy.dp
+        for p in parameters:
+            split = strategy.shard != "none" and p.splits(dp)
+            always = split and strategy.shard == "parameters"
+            scattered = split and strategy.shard in ("gradients", "parameters")
+            home = p.bytes / dp if split else p.bytes
+            gather = float(mesh.seconds("all_gather", data, p.bytes)) if split else 0.0
+            if always:
+                self.gather_forward += gather
+                self.gather_backward += gather if p.in_backward or strategy.recompute == "full" else 0.0
+                self.gathered += p.bytes
+            if p.name not in free:
+                self.kept += home if always else p.bytes
+            if p.gradient is None:
+                continue
+            pending = tuple(a for name in p.gradient for a in axes[name])
+            accumulator = p.bytes / dp if scattered else p.bytes
+            self.accumulate += _pointwise(cluster, 3 * accumulator)
+            if scattered:
+                self.scatter += float(mesh.seconds("reduce_scatter", data, p.bytes))
+                self.unscattered += p.bytes
+            if p.name in free:
+                continue
+            self.gradients += accumulator
+            self.step_workspace = max(self.step_workspace, 2 * p.bytes)
+            if p.name in copies:  # the gradient goes to the home, the new value comes back
+                self.step += 2 * float(mesh.send_seconds(home))
+                continue
+            if split:
+                if not scattered:
+                    self.step += float(mesh.seconds("reduce_scatter", data, p.bytes))
+                self.step += float(mesh.seconds("all_reduce", pending, home))
+            else:
+                self.step += float(mesh.seconds("all_reduce", (*pending, *data), p.bytes))
+            if split and not always:
+                self.step += gather
+                self.kept += home  # the optimizer works on a shard of its own
+            self.kept += optimizer.states * home
+            self.step += _pointwise(cluster, optimizer.passes * home, optimizer.launches)
+
+
+def _pointwise(cluster: Cluster, moved: float, launches: int = 1) -> float:
+    return launches * cluster.launch() + moved / cluster.memory_bandwidth()
