@@ -15,10 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from uniap_compiler.ir import Affine, Attr, Attrs, Diagnostic, Func, Layout, Module, Op, Struct, TensorType, Value, at
+from uniap_compiler.ir import Affine, Attr, Attrs, Diagnostic, Func, Layout, Module, Op, Struct, TensorType, Value
 
 from .local_ops import localize_op
 from .mesh import group_name, stage_mesh
+from .reshard import outer_blocks
 
 if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
@@ -103,17 +104,3 @@ def _comm_attrs(op: Op, local: dict[Value, TensorType], mesh: dict[str, int], ba
             if blocks != 1:
                 attrs[outer] = blocks
     return attrs
-
-
-def outer_blocks(layout: Layout, dim: int, axes: list[str], mesh: dict[str, int], batch: int) -> int:
-    """How many runs of a local dim the split over `axes` (its factor's minor place) consists of."""
-    blocks = 1
-    for part in layout.dims[dim]:
-        if set(axes) & set(part.axes):
-            return blocks
-        assert part.size is not None or len(layout.dims[dim]) == 1
-        size = at(part.size, batch) if part.size is not None else 1
-        for axis in part.axes:
-            size //= mesh[axis]
-        blocks *= size
-    raise ValueError(f"{layout} is not split over {axes} in dim {dim}")

@@ -11,10 +11,10 @@ order keeps messages small: slices first, then reductions, then exchanges, gathe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from uniap_compiler.ir import Attr, Layout, Loc, Namer, Op, Part, Value
+from uniap_compiler.ir import Attr, Layout, Loc, Namer, Op, Part, Value, at
 from uniap_compiler.ir.layouts import Axes, DimLayout
 
 
@@ -143,3 +143,17 @@ def emit(
         ops.append(Op(f"comm.{step.op}", [value], [result], dict(step.attrs), loc=loc))
         value = result
     return value
+
+
+def outer_blocks(layout: Layout, dim: int, axes: Sequence[str], mesh: Mapping[str, int], batch: int) -> int:
+    """How many runs of a local dim the split over `axes` (its factor's minor place) consists of."""
+    blocks = 1
+    for part in layout.dims[dim]:
+        if set(axes) & set(part.axes):
+            return blocks
+        assert part.size is not None or len(layout.dims[dim]) == 1
+        size = at(part.size, batch) if part.size is not None else 1
+        for axis in part.axes:
+            size //= mesh[axis]
+        blocks *= size
+    raise ValueError(f"{layout} is not split over {axes} in dim {dim}")
