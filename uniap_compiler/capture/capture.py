@@ -1,0 +1,128 @@
+"""nn.Module -> IR: two exports at two batch sizes, made one func with sizes that are written in terms of B.
+
+    func @main(%batch.0: tensor<Bx64xf32> {role = "input", path = "batch.0"}, %up.weight: ... {role = "param", ...})
+        -> (tensor<f32>) attributes {results = ["loss"]}
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from uniap_compiler.bridge.schema import TORCH_DTYPES, dtype_name
+from uniap_compiler.bridge.shapes import WrongShape, check_shapes
+from uniap_compiler.bridge.unify import BATCHES, THIRD, Mismatch, unify
+from uniap_compiler.ir import Atom, ConstantStore, Diagnostic, Func, Module, Struct, struct
+
+from .batch import example_rows, leaves, rebuild
+from .export import export
+from .fold import fold_constants, store_constants
+from .from_fx import Graph, from_fx
+from .task import Optimizer, TrainingTask
+
+log = logging.getLogger(__name__)
+
+DTYPE_NAMES = {"float64": "f64", "float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+def capture(
+    task: TrainingTask, *, spec: str = "", dtype: str | torch.dtype | None = None,
+    constants: ConstantStore | None = None, name: str | None = None,
+) -> Module:
+    """The task's step as a module at level `captured`.  Raises Diagnostic.
+
+    dtype: compute in another precision ("float64"), casts and constants included; the task itself is left alone.
+    constants: gets the data of tensor constants.
+    """
+    inputs = [*leaves(task.batch, "batch"), *leaves(task.targets, "targets")]
+    example_rows(inputs)
+    wanted = _dtype(dtype)
+    own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
+    if wanted is not None and wanted != own:
+        task = converted(task, wanted)
+    else:
+        wanted = None
+    root = task.source.resolve().parent if task.source is not None else None
+    paths = [path for path, _ in inputs]
+    graphs = [_graph(task, batch, wanted, paths, root) for batch in BATCHES]
+    func = _unify(graphs[0], graphs[1])
+    fold_constants(func, graphs[0].constants, task.model)
+    prune(func)
+    module = Module(name or type(task.model).__name__, {
+        "level": Atom("captured"), "spec": spec, "dtype": Atom(dtype_name(wanted or own)),
+        "optimizer": optimizer_struct(task.optimizer),
+    })
+    module.ops += store_constants(func, graphs[0].constants, constants if constants is not None else ConstantStore())
+    module.add(func)
+    try:
+        check_shapes(func, THIRD)
+    except WrongShape as error:
+        raise Diagnostic("a size is neither constant nor a multiple of the batch plus a constant", op=error.op,
+                         notes=[str(error)]) from None
+    log.info("captured %d ops, %d parameters", len(func.ops), sum(p.attrs["role"] == "param" for p in func.params))
+    return module
+
+
+def _graph(task: TrainingTask, batch: int, dtype: torch.dtype | None, paths: list[str], root: Path | None) -> Graph:
+    return from_fx(export(task, batch, dtype, root), paths, task.model, root)
+
+
+def _unify(first: Graph, second: Graph) -> Func:
+    for name, data in first.constants.items():
+        other = second.constants.get(name)
+        if other is None or other.shape != data.shape or not torch.equal(other, data):
+            raise Diagnostic(f"the constant {name} depends on the batch size",
+                             help="make it in forward with torch.arange, torch.zeros or torch.full")
+    try:
+        func = unify(first.func, second.func)
+    except Mismatch as error:
+        raise Diagnostic("the model does something else at another batch size", op=error.op,
+                         notes=[str(error)], help="forward may not branch on the number of rows") from None
+    classes = [f"{path}={kind}" for path, kind in sorted(first.classes.items()) if path.rpartition(".")[2].isdigit()]
+    if classes:
+        func.attrs["classes"] = classes
+    return func
+
+
+def prune(func: Func) -> None:
+    """Drop the ops that nobody reads; params stay."""
+    live = {v for v in func.returns if v is not None}
+    kept = []
+    for op in reversed(func.ops):
+        if any(r in live for r in op.results):
+            kept.append(op)
+            live.update(v for v in op.flat_operands() if v is not None)
+    func.ops = kept[::-1]
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    short = DTYPE_NAMES.get(dtype, dtype)
+    if short not in TORCH_DTYPES:
+        raise Diagnostic(f"{dtype!r} is not a dtype", help=f"use one of {', '.join(DTYPE_NAMES)}")
+    return TORCH_DTYPES[short]
+
+
+def converted(task: TrainingTask, dtype: torch.dtype) -> TrainingTask:
+    """A copy of the task whose model, batch and targets are in `dtype`."""
+
+    def convert(t: torch.Tensor) -> torch.Tensor:
+        return t.to(dtype) if t.is_floating_point() else t
+
+    loss: Any = copy.deepcopy(task.loss).to(dtype) if isinstance(task.loss, torch.nn.Module) else task.loss
+    return TrainingTask(copy.deepcopy(task.model).to(dtype), rebuild(task.batch, convert), loss,
+                        rebuild(task.targets, convert), task.optimizer, task.source)
+
+
+def optimizer_struct(optimizer: Optimizer | str) -> Struct:
+    """`#optimizer<kind = "adamw", betas = [0.9, 0.999], eps = 1e-08, weight_decay = 0.01, no_decay = ["*.bias"]>`."""
+    o = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+    if o.kind == "sgd":
+        return struct("optimizer", kind="sgd", momentum=o.momentum, weight_decay=o.weight_decay, no_decay=list(o.no_decay))
+    return struct("optimizer", kind="adamw", betas=list(o.betas), eps=o.eps, weight_decay=o.weight_decay,
+                  no_decay=list(o.no_decay))

@@ -1,0 +1,175 @@
+"""One torch.export of a task at one batch size: a functional graph of kernels, with locations.
+
+The task's model and loss become one module of flat tensor arguments, so that a nested batch needs nothing special.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from uniap_compiler.ir import Diagnostic, Loc
+
+from . import batch as batches
+from .decompositions import table
+from .precision import promoted
+from .task import TrainingTask
+
+MODEL = "model"
+
+
+class Step(nn.Module):
+    """forward(*tensors) -> the loss."""
+
+    def __init__(self, task: TrainingTask) -> None:
+        super().__init__()
+        self.model = task.model
+        if isinstance(task.loss, nn.Module):
+            self.loss: Any = task.loss
+        else:
+            object.__setattr__(self, "loss", task.loss)
+        self._batch, self._targets = task.batch, task.targets
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        batch = batches.rebuild(self._batch, lambda _: next(rest))
+        targets = batches.rebuild(self._targets, lambda _: next(rest))
+        if isinstance(batch, dict):
+            output = self.model(**batch)
+        elif isinstance(batch, (list, tuple)):
+            output = self.model(*batch)
+        else:
+            output = self.model(batch)
+        if self.loss is not None:
+            output = self.loss(output, targets)
+        return loss_of(output)
+
+
+def loss_of(output: Any) -> Tensor:
+    """The scalar loss in what the model or the loss function returned."""
+    if isinstance(output, dict) and "loss" in output:
+        output = output["loss"]
+    output = getattr(output, "loss", output)
+    if not isinstance(output, Tensor):
+        raise Diagnostic(f"the loss is a {type(output).__name__}, not a tensor",
+                         help="return a scalar from the model, or give the task loss=function(output, targets)")
+    if output.numel() != 1 or not output.is_floating_point():
+        raise Diagnostic(f"the loss has shape {list(output.shape)} and dtype {output.dtype}; it must be one real number",
+                         help="average it over the batch, or give the task loss=function(output, targets)")
+    return output.reshape(())
+
+
+def export(task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path | None) -> ExportedProgram:
+    """The step's graph at this batch size: functional, composite ops taken apart.  Raises Diagnostic."""
+    tensors = tuple(
+        batches.rows(t.to(dtype) if dtype is not None and t.is_floating_point() else t, batch)
+        for _, t in (*batches.leaves(task.batch, "batch"), *batches.leaves(task.targets, "targets"))
+    )
+    step = Step(task)
+    with warnings.catch_warnings(), promoted(dtype):
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(step, tensors, strict=False)
+            _check(program, root)
+            _detach_no_grad_regions(program)
+            return program.run_decompositions(table())
+        except Diagnostic:
+            raise
+        except Exception as error:
+            raise failure(error, batch, root) from error
+
+
+def failure(error: Exception, batch: int, root: Path | None) -> Diagnostic:
+    """torch's reason in one or two lines, at the user's line."""
+    text = str(error).split("\n\nWhile executing")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    notes = [f"torch says: {type(error).__name__}: {reason[:300]}"]
+    loc = None
+    if "from user code" in text or 'File "' in str(error):
+        loc = user_line(str(error), root)
+    trace = error.__traceback__
+    frames = []
+    while trace is not None:
+        frames.append(f'File "{trace.tb_frame.f_code.co_filename}", line {trace.tb_lineno}, in x')
+        trace = trace.tb_next
+    loc = loc or user_line("\n".join(frames), root)
+    help = None
+    if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__ or "item()" in text:
+        help = "the model branches on a tensor's value; compute with torch.where, or move the decision out of forward"
+    return Diagnostic(f"torch.export cannot capture the model (at a batch of {batch} rows)", loc=loc, notes=notes, help=help)
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent.parent)
+
+
+def user_line(trace: str, root: Path | None, module: str = "") -> Loc | None:
+    """The innermost frame that is neither torch's nor ours, else the innermost of torch's modules."""
+    found = fallback = None
+    for file, line, _ in _FRAME.findall(trace):
+        if file.startswith("<") or file.startswith(_OURS):
+            continue
+        if file.startswith(_TORCH) or "/lib/python3" in file and "site-packages" not in file:
+            if "/torch/nn/" in file:
+                fallback = Loc(relative(file, None), int(line), module)
+        else:
+            found = Loc(relative(file, root), int(line), module)
+    return found or fallback
+
+
+def relative(file: str, root: Path | None) -> str:
+    """`mlp.py` beside the task file, `transformers/models/...` in site-packages, else the bare name."""
+    path = Path(file).resolve()
+    if root is not None and path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    if "site-packages" in path.parts:
+        return "/".join(path.parts[path.parts.index("site-packages") + 1:])
+    return path.name
+
+
+def _check(program: ExportedProgram, root: Path | None) -> None:
+    """Refuse what later stations cannot honour: random ops."""
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            target = node.target
+            if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+                continue
+            name = target._schema.name.removeprefix("aten::")
+            values = {a.name: v for a, v in zip(target._schema.arguments, node.args)} | node.kwargs
+            if "dropout" in name and name != "scaled_dot_product_attention":
+                random = values.get("train", True) and values.get("p", 0.5) != 0
+            elif name == "scaled_dot_product_attention":
+                random = values.get("dropout_p", 0.0) != 0
+            else:
+                random = torch.Tag.nondeterministic_seeded in target.tags
+            if random:
+                help = ("set the dropout probability to 0" if "dropout" in name or "attention" in name
+                        else "draw random numbers outside and pass them in the batch")
+                raise Diagnostic(f"random ops are not supported yet: {name}",
+                                 loc=user_line(node.meta.get("stack_trace") or "", root), help=help)
+
+
+def _detach_no_grad_regions(program: ExportedProgram) -> None:
+    """What a `torch.no_grad()` block computes is detached: the block itself is inlined later and forgotten."""
+    for module in program.graph_module.modules():
+        graph = getattr(module, "graph", None)
+        if graph is None:
+            continue
+        for node in list(graph.nodes):
+            if node.op != "call_function" or str(node.target) != "wrap_with_set_grad_enabled" or node.args[0]:
+                continue
+            for user in list(node.users):
+                if user.target.__name__ == "getitem" and isinstance(user.meta.get("val"), Tensor):
+                    with graph.inserting_after(user):
+                        detached = graph.call_function(torch.ops.aten.detach.default, (user,))
+                    detached.meta = dict(user.meta)
+                    user.replace_all_uses_with(detached, delete_user_cb=lambda u, d=detached: u is not d)
+        graph.owning_module.recompile()

@@ -1,0 +1,129 @@
+"""Values that depend on nothing but constants are computed once, at compile time.
+
+    %arange = aten.arange {end = 128};  %outer = nn.contract(%arange, %inv_freq);  %cos = aten.cos(%outer)
+      ->  func param %cos: tensor<128x16xf32> {role = "constant", digest = "..."}   and its data in the ConstantStore
+
+Buffers that forward never changes count as constants.  A single factory op (`aten.full`, `aten.arange`) stays as it
+is: it is easier to read than data.  An attention mask that says no more than "look back only" becomes `causal = true`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from uniap_compiler.bridge.interpret import operand_values, run_op
+from uniap_compiler.bridge.schema import dtype_name, type_of
+from uniap_compiler.ir import Affine, ConstantStore, Func, Op, Value
+
+LARGEST = 1 << 24
+"""Elements; a larger table is computed by the programme."""
+
+
+def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -> None:
+    """Fold in place; `constants` (by param name) gains the new ones."""
+    mutated = {str(k).removeprefix("buffer:") for k in func.attrs["results"] if str(k).startswith("buffer:")}  # type: ignore[union-attr]
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    env: dict[Value, Any] = {}
+    for p in func.params:
+        if p.attrs["role"] == "constant":
+            env[p] = constants[p.name]
+        elif p.attrs["role"] == "buffer" and p.attrs["path"] not in mutated:
+            data = buffers.get(str(p.attrs["path"]))
+            if data is not None and data.device.type == "cpu":
+                env[p] = data
+    known = dict(env)
+    folded: list[Op] = []
+    single: set[Value] = set()
+    for op in func.ops:
+        operands = [v for v in op.flat_operands() if v is not None]
+        if any(v not in known for v in operands) or _depends_on_batch(op) or _size(op) > LARGEST:
+            continue
+        with torch.no_grad():
+            results = run_op(op, operand_values(op, known))
+        known.update(zip(op.results, results, strict=True))
+        folded.append(op)
+        if not operands:
+            single.update(op.results)
+    inside = set(folded)
+    outside = {v for op in func.ops if op not in inside for v in op.flat_operands()} | set(func.returns)
+    new: list[Value] = []
+    for op in folded:
+        for v in op.results:
+            if v in outside and v not in single:
+                v.attrs = {"role": "constant"}
+                constants[v.name] = known[v].contiguous()
+                new.append(v)
+    func.params.extend(new)
+    func.ops = [op for op in func.ops if op not in inside or any(r in single and r in outside for r in op.results)]
+    _recognise_causal(func, constants)
+
+
+def _depends_on_batch(op: Op) -> bool:
+    def depends(attr: Any) -> bool:
+        return any(map(depends, attr)) if isinstance(attr, list) else isinstance(attr, Affine)
+
+    return any(map(depends, op.attrs.values())) or any(isinstance(d, Affine) for r in op.results for d in r.type.shape)
+
+
+def _size(op: Op) -> int:
+    total = 0
+    for r in op.results:
+        n = 1
+        for d in r.type.shape:
+            n *= d if isinstance(d, int) else 1
+        total += n
+    return total
+
+
+def _recognise_causal(func: Func, constants: dict[str, Tensor]) -> None:
+    producer = {r: op for op in func.ops for r in op.results}
+    for op in func.ops:
+        if op.name != "nn.attention" or op.operands[3] is None or op.attrs.get("causal"):
+            continue
+        mask = op.operands[3]
+        while isinstance(mask, Value) and mask in producer and producer[mask].name in ("aten.expand", "aten.unsqueeze"):
+            mask = producer[mask].operands[0]  # type: ignore[assignment]
+        data = constants.get(mask.name) if isinstance(mask, Value) and mask.attrs.get("role") == "constant" else None
+        q, k = op.operands[0], op.operands[1]
+        assert isinstance(q, Value) and isinstance(k, Value)
+        if data is not None and q.type.shape[-2] == k.type.shape[-2] and _is_causal(data, q.type.shape[-2]):
+            op.operands[3] = None
+            op.attrs["causal"] = True
+
+
+def _is_causal(mask: Tensor, length: Any) -> bool:
+    if mask.shape[-2:] != (length, length):
+        return False
+    if mask.dtype == torch.bool:
+        keep = mask
+    elif bool(((mask == 0) | (mask <= -1e4)).all()):
+        keep = mask == 0
+    else:
+        return False
+    return bool((keep == torch.ones(length, length, dtype=torch.bool).tril()).all())
+
+
+def store_constants(func: Func, constants: dict[str, Tensor], store: ConstantStore) -> list[Op]:
+    """Data into the store, digests onto the params that are read; the module's `plan.constant` ops."""
+    read = {v for op in func.ops for v in op.flat_operands()} | set(func.returns)
+    func.params = [p for p in func.params if p.attrs["role"] != "constant" or p in read]
+    ops = []
+    for p in func.params:
+        if p.attrs["role"] != "constant":
+            continue
+        data = constants[p.name].detach()
+        type_ = type_of(data)
+        added = store.add(p.name, _array(data), dtype_name(data.dtype))
+        p.attrs["digest"] = added.digest
+        ops.append(Op("plan.constant", symbol=p.name, attrs={"digest": added.digest, "shape": list(type_.shape),
+                                                             "dtype": type_.dtype}))
+    return ops
+
+
+def _array(data: Tensor) -> np.ndarray[Any, Any]:
+    data = data.contiguous()
+    return data.view(torch.uint16).numpy() if data.dtype == torch.bfloat16 else data.numpy()

@@ -1,0 +1,179 @@
+"""The graph of one torch.export as an IR func of plain sizes; params carry role, path and grad.
+
+    p_model_up_weight: PARAMETER          ->  %up.weight: tensor<32x8xf32> {role = "param", path = "up.weight", grad = true}
+    b_bn_running_mean, BUFFER_MUTATION    ->  results = ["loss", "buffer:bn.running_mean"]
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from uniap_compiler.bridge.schema import op_name, split_arguments, type_of
+from uniap_compiler.ir import Diagnostic, Func, Loc, Namer, Op, Value
+
+from .export import MODEL, relative, user_line
+
+
+@dataclass
+class Graph:
+    """func, the data of its params with role "constant", and the class of every called module path that ends in a number."""
+
+    func: Func
+    constants: dict[str, Tensor] = field(default_factory=dict)
+    classes: dict[str, str] = field(default_factory=dict)
+
+
+def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root: Path | None) -> Graph:
+    """inputs: the paths of the batch's tensors, in order."""
+    graph = Graph(Func("main"))
+    func, namer = graph.func, Namer()
+    env: dict[torch.fx.Node, Any] = {}
+    tied = _tied(model)
+    first: dict[str, Value] = {}
+    user_inputs = iter(inputs)
+    specs = {s.arg.name: s for s in program.graph_signature.input_specs}
+    missing: dict[str, torch.fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            missing[node.name] = node
+        elif node.op == "call_function":
+            _convert(node, env, graph, namer, root)
+        elif node.op == "output":
+            outputs = node.args[0]
+        else:
+            raise Diagnostic(f"torch.export left a node that cannot be compiled: {node.op} {node.target}")
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            value = _param(node, spec, namer, tied, model, user_inputs, first, program, graph)
+            env[node] = value
+            if value not in func.params:
+                func.params.append(value)
+    func.params.sort(key=lambda p: ["input", "param", "buffer", "constant"].index(str(p.attrs["role"])))
+    losses, updates, kinds = [], [], []
+    for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True):
+        if spec.kind == OutputKind.USER_OUTPUT:
+            losses.append(env[node])
+        elif spec.kind == OutputKind.BUFFER_MUTATION:
+            updates.append(env[node])
+            kinds.append(f"buffer:{_strip(str(spec.target))}")
+        else:
+            raise Diagnostic(f"the model changes {spec.target} in place, which cannot be compiled ({spec.kind.name.lower()})",
+                             help="only registered buffers may be changed inside forward")
+    order = sorted(range(len(updates)), key=lambda i: kinds[i])
+    func.returns = [*losses, *(updates[i] for i in order)]
+    func.attrs["results"] = ["loss", *(kinds[i] for i in order)]
+    return graph
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the name that stands for it: the first in the order of the model."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for group in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for name, tensor in group:
+            names[name] = first.setdefault(id(tensor), name)
+    return names
+
+
+def _strip(path: str) -> str:
+    return path.removeprefix(f"{MODEL}.")
+
+
+def _param(
+    node: torch.fx.Node, spec: Any, namer: Namer, tied: dict[str, str], model: nn.Module, user_inputs: Any,
+    first: dict[str, Value], program: ExportedProgram, graph: Graph,
+) -> Value:
+    type_ = type_of(node.meta["val"])
+    if spec.kind == InputKind.USER_INPUT:
+        path = next(user_inputs)
+        return Value(namer(path), type_, {"role": "input", "path": path})
+    if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+        name = _strip(str(spec.target))
+        path = tied.get(name, name)
+        if path in first:
+            return first[path]
+        role = "param" if spec.kind == InputKind.PARAMETER else "buffer"
+        attrs: dict[str, Any] = {"role": role, "path": path}
+        aliases = [n for n, p in tied.items() if p == path and n != path]
+        if role == "param":
+            attrs["grad"] = bool(dict(model.named_parameters(remove_duplicate=False))[path].requires_grad)
+        if aliases:
+            attrs["aliases"] = aliases
+        first[path] = Value(namer(path), type_, attrs)
+        return first[path]
+    if spec.kind == InputKind.CONSTANT_TENSOR:
+        data = program.constants[spec.target]
+        value = Value(namer(re.sub(r"^c_", "", node.name)), type_, {"role": "constant"})
+        graph.constants[value.name] = data
+        return value
+    raise Diagnostic(f"torch.export made an input of an unknown kind: {spec.kind.name.lower()}")
+
+
+def _convert(node: torch.fx.Node, env: dict[torch.fx.Node, Any], graph: Graph, namer: Namer, root: Path | None) -> None:
+    if node.target is operator.getitem:
+        source, index = node.args
+        env[node] = env[source][index]  # type: ignore[index]
+        return
+    if not isinstance(node.target, torch._ops.OpOverload):
+        raise Diagnostic(f"torch.export left a node that cannot be compiled: {node.target}", loc=_loc(node, root, graph))
+
+    def value_of(n: Any) -> Value:
+        if not isinstance(n, torch.fx.Node):
+            raise Diagnostic(f"a constant tensor is used without being registered: {n}", loc=_loc(node, root, graph))
+        return env[n]
+
+    try:
+        operands, attrs = split_arguments(node.target, node.args, dict(node.kwargs), value_of)
+    except NotImplementedError as error:
+        raise Diagnostic(str(error), loc=_loc(node, root, graph)) from None
+    produced = node.meta["val"]
+    several = isinstance(produced, (tuple, list))
+    name = op_name(node.target)
+    base = re.sub(r"^_+", "", name.split(".")[1])
+    results = [Value(namer(base), type_of(t)) for t in (produced if several else [produced])]
+    env[node] = results if several else results[0]
+    graph.func.ops.append(Op(name, operands, results, attrs, loc=_loc(node, root, graph)))
+
+
+def _loc(node: torch.fx.Node, root: Path | None, graph: Graph) -> Loc | None:
+    path = instance_path(node.meta.get("nn_module_stack") or {}, graph.classes)
+    loc = user_line(node.meta.get("stack_trace") or "", root, path)
+    return loc or Loc("", 0, path)
+
+
+def instance_path(stack: dict[str, Any], classes: dict[str, str]) -> str:
+    """The module path with call numbers: `shared@2.up` is module shared.up in the third call of shared.
+
+    Containers that are not called (ModuleList, ModuleDict) take the number of the called module below them; a number
+    is written where it changes.
+    """
+    parts: list[str] = []
+    before = 0
+    done = ""
+    for key, (path, kind) in stack.items():
+        path = _strip(path) if path != MODEL else ""
+        if not path:
+            continue
+        number = int(key.rpartition("@")[2]) if "@" in key else 0
+        name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+        classes[path] = name.rpartition(".")[2]
+        own = path[len(done) + 1:] if done and path.startswith(done + ".") else path
+        if own == path and done:
+            parts, before = [], 0
+        for i, part in enumerate(own.split(".")):
+            parts.append(f"{part}@{number}" if number != before and i == 0 else part)
+        before = number
+        done = path
+    return ".".join(parts)
+
+
+__all__ = ["Graph", "from_fx", "instance_path", "relative"]

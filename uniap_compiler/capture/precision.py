@@ -1,0 +1,53 @@
+"""Runs torch code in another floating-point precision, casts and constants included.
+
+    with promoted(torch.float64):
+        (x.float() * torch.tensor(0.1)).dtype       # torch.float64
+
+A model in float64 still computes parts in float32 where its code says `.float()` or `dtype=torch.float32`; for
+comparisons to 1e-10 those must follow.  The same context serves the programme and the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class _Promote(TorchFunctionMode):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name in ("float", "half", "bfloat16") and args and isinstance(args[0], torch.Tensor):
+            return args[0].to(self.dtype)
+        args = tuple(self.dtype if _is_low(a) else a for a in args)
+        kwargs = {k: self.dtype if _is_low(v) else v for k, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _is_low(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value in LOW
+
+
+@contextmanager
+def promoted(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, every lower float dtype that code asks for is `dtype`; None changes nothing."""
+    if dtype is None:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with _Promote(dtype):
+            yield
+    finally:
+        torch.set_default_dtype(before)
