@@ -87,7 +87,7 @@ class Diagnostic(Exception):
         for near in self.func.ops[first:last]:
             lines.append(("    > " if near is op else "      ") + _short(print_op(near)))
         if last > len(self.func.ops):
-            lines.append(_short("      return " + ", ".join(map(print_value, self.func.returns))))
+            lines.append(_short("      return " + ", ".join(map(print_value, self.func.returns))).rstrip())
         else:
             lines.append("      ...")
         return lines

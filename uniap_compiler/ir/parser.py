@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
-from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
+from lark.exceptions import UnexpectedEOF, UnexpectedToken
 
 from . import text as read
 from .attributes import Atom, Attrs, Struct, Symbol
 from .core import Func, Loc, Module, Op, TensorType, Value
 from .diagnostics import Diagnostic
+from .layouts import Layout
 from .printer import RESERVED, VERSION, symbol_name, value_name
+from .syntax_examples import EXAMPLES
 
 GRAMMAR = Path(__file__).with_name("ir.lark")
 _HEADER = re.compile(r"\s*//\s*uniap-ir\s+(\S+)")
@@ -53,7 +55,6 @@ class _Build(Transformer[Any, Any]):
 
     VALUE = _reader(read.parse_name)
     SYMBOL = _reader(lambda token: Symbol(read.parse_name(token)))
-    TENSOR = _reader(read.parse_tensor)
     LAYOUT = _reader(read.parse_layout)
     LOC = _reader(read.parse_loc)
     NUMBER = _reader(read.parse_number)
@@ -74,16 +75,16 @@ class _Build(Transformer[Any, Any]):
     ref_list = results = operands = op_types = types = params = list
 
     @v_args(inline=True)
-    def pair(self, key: str, value: Any) -> tuple[str, Any]:
-        if isinstance(key, Token):
-            return sys.intern(key.value), value
+    def pair(self, key: Token | str, value: Any) -> tuple[Token | str, Any]:
         return key, value
 
     def attrs(self, pairs: Any) -> Attrs:
-        attrs = dict(pairs)
-        if len(attrs) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise _Mistake(f"the attribute {next(k for k in keys if keys.count(k) > 1)} is given twice", 0)
+        attrs: Attrs = {}
+        for key, value in pairs:
+            if key in attrs:
+                line, column = (key.line or 0, key.column) if isinstance(key, Token) else (0, None)
+                raise _Mistake(f"the attribute {key} is given twice", line, column)
+            attrs[sys.intern(key.value) if isinstance(key, Token) else key] = value
         return attrs
 
     @v_args(inline=True)
@@ -91,11 +92,15 @@ class _Build(Transformer[Any, Any]):
         return attrs if attrs is not None else {}
 
     def struct(self, items: Any) -> Struct:
-        return Struct(items[0].value[1:-1], tuple(items[1:]))
+        fields = self.attrs(items[1:])
+        return Struct(items[0].value[1:-1], tuple(fields.items()))
 
     @v_args(inline=True)
-    def type(self, tensor: TensorType, layout: Any) -> TensorType:
-        return tensor if layout is None else _with_layout(tensor, layout)
+    def type(self, tensor: Token, layout: Layout | None) -> TensorType:
+        try:
+            return read.parse_type(tensor.value, layout)
+        except ValueError as error:
+            raise _Mistake(str(error), tensor.line or 0, tensor.column) from None
 
     @v_args(inline=True)
     def head(self, results: Any, name: Token, symbol: Symbol | None, operands: Any) -> Any:
@@ -173,13 +178,6 @@ class _Build(Transformer[Any, Any]):
 setattr(_Build, "return", _Build.return_)  # the rule's name is a Python keyword
 
 
-@lru_cache(maxsize=4096)
-def _with_layout(tensor: TensorType, layout: Any) -> TensorType:
-    if len(layout.dims) != len(tensor.shape):
-        raise _Mistake(f"the layout {layout} has {len(layout.dims)} dims and {tensor} has {len(tensor.shape)}", 0)
-    return tensor.with_layout(layout)
-
-
 @lru_cache(maxsize=1)
 def lark() -> Lark:
     return Lark(GRAMMAR.read_text(encoding="utf-8"), parser="lalr", transformer=_Build())
@@ -214,26 +212,49 @@ def _check_version(text: str, filename: str) -> None:
             return
 
 
-def _at(message: str, filename: str, text: str, line: int, column: int | None, help: str | None = None) -> Diagnostic:
+def _at(message: str, filename: str, text: str, line: int, column: int | None) -> Diagnostic:
     all_lines = text.split("\n")
     source = all_lines[line - 1] if 0 < line <= len(all_lines) else ""
-    return Diagnostic(message, loc=Loc(filename, line), column=column, source=source, help=help)
+    return Diagnostic(message, loc=Loc(filename, line), column=column, source=source)
 
 
 def _syntax_error(error: UnexpectedInput, text: str, filename: str) -> NoReturn:
-    message, help = _explain(error, text)
+    message = _explain(error)
     line, column = error.line, error.column
     if isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END"):
         line = text.rstrip().count("\n") + 1
         column = len(text.rstrip().rsplit("\n", 1)[-1]) + 1
-    raise _at(message, filename, text, line, column, help) from None
+    raise _at(message, filename, text, line, column) from None
 
 
-def _explain(error: UnexpectedInput, text: str) -> tuple[str, str | None]:
-    if isinstance(error, UnexpectedCharacters):
-        return f"{error.char!r} cannot stand here", None
+def _explain(error: UnexpectedInput) -> str:
+    """A sentence: what was found, and the label of the example that fails most alike."""
+    position, accepts, kind = _failure(error)
+    alike = [(a == accepts, k == kind, label) for p, a, k, label in _examples() if p == position]
+    label = max(alike, key=lambda item: item[:2])[2] if alike else None
+    token = error.token if isinstance(error, UnexpectedToken) else getattr(error, "char", "")
+    found = "the text ends" if kind == "$END" else f"found {str(token)!r}"
+    return f"{found}: {label}" if label else f"{found}, which cannot stand here"
+
+
+@lru_cache(maxsize=1)
+def _examples() -> list[tuple[object, frozenset[str], str, str]]:
+    """How each example fails, and its label.  (lark's own match_examples compares stack depths instead of states.)"""
+    table = []
+    for label, examples in EXAMPLES.items():
+        for example in examples:
+            try:
+                lark().parse(example)
+            except UnexpectedInput as error:
+                table.append((*_failure(error), label))
+            else:
+                raise AssertionError(f"the example {example!r} is not an error")
+    return table
+
+
+def _failure(error: UnexpectedInput) -> tuple[object, frozenset[str], str]:
+    """The parser's state, the terminals that it would accept, and the kind of what it found."""
+    position: object = getattr(error.state, "position", error.state)
     if isinstance(error, UnexpectedToken):
-        if error.token.type == "$END":
-            return "the text ends too early", None
-        return f"{str(error.token)!r} cannot stand here", None
-    return "syntax error", None
+        return position, frozenset(error.accepts or ()), error.token.type
+    return position, frozenset(), "character"

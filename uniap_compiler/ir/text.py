@@ -51,13 +51,17 @@ def parse_number(text: str) -> int | float | Affine:
 
 
 @lru_cache(maxsize=16384)
-def parse_tensor(text: str) -> TensorType:
+def parse_type(text: str, layout: Layout | None = None) -> TensorType:
+    """`tensor<Bx64xf32>` with the layout that followed it."""
     match = _TENSOR(text)
     if match is None:
         raise ValueError(f"{text} is not a tensor type such as tensor<Bx64xf32>")
     if match[2] not in DTYPES:
         raise ValueError(f"{match[2]} is not a dtype: {' '.join(DTYPES)}")
-    return TensorType(tuple(map(_dim, match[1].split("x")[:-1])), match[2])
+    shape = tuple(map(_dim, match[1].split("x")[:-1]))
+    if layout is not None and len(layout.dims) != len(shape):
+        raise ValueError(f"the layout {layout} has {len(layout.dims)} dims and {text} has {len(shape)}")
+    return TensorType(shape, match[2], layout)
 
 
 def _dim(text: str) -> Dim:
