@@ -212,7 +212,7 @@ class Tape:
         b, s, _ = self.dims[x]
         four = (b, s, tuple(groups.split()), (d,))
         shape = [self.size(g) for g in four]
-        opened = self.view(x, four, "opened", {"size": shape}, ("view", {"size": list(x.type.shape)}))
+        opened = self.view(x, four, "opened", {"size": shape}, ("reshape", {"shape": list(x.type.shape)}))
         swap = {"dim0": 1, "dim1": 2}
         return self.view(opened, (b, four[2], s, four[3]), "heads", swap, ("transpose.int", swap), "transpose.int")
 
@@ -221,8 +221,8 @@ class Tape:
         swap = {"dim0": 1, "dim1": 2}
         swapped = self.view(x, (b, s, h, d), "swapped", swap, ("transpose.int", swap), "transpose.int")
         three = (b, s, (*h, *d))
-        return self.view(swapped, three, "merged", {"size": [self.size(g) for g in three]},
-                         ("reshape", {"size": list(swapped.type.shape)}), "reshape")
+        return self.view(swapped, three, "merged", {"shape": [self.size(g) for g in three]},
+                         ("reshape", {"shape": list(swapped.type.shape)}), "reshape")
 
     def attention(self, q: Value, k: Value, v: Value, causal: bool = True) -> Value:
         """Grouped-query self-attention; the keys' sequence is another factor `t` than the queries'."""
@@ -238,10 +238,12 @@ class Tape:
 
         def pull(g, _):
             do = self.dims[self._seen(out)]
-            return list(zip((q, k, v), self.emit(
+            gradients = self.emit(
                 "nn.attention_backward", [g, q, k, v, None, out, lse], [dq, t(dk), t(dv)], ["d_q", "d_k", "d_v"],
                 operand_dims=[do, dq, t(dk), t(dv), None, do, dq[:-1]], keep=keep, linear=((0,),),
-                sum=" ".join(group + ([] if causal else ["s"])), attrs=attrs), strict=True))
+                sum=" ".join(group + ([] if causal else ["s"])), attrs=attrs)
+            self.dims.update(zip(gradients, (dq, dk, dv), strict=True))
+            return list(zip((q, k, v), gradients, strict=True))
         self.pulls.append(([out, lse], pull))
         return out
 

@@ -6,6 +6,7 @@ docs/tensor-parallel-search.md has the formulation.
 """
 
 from .costs import LayerCost, RooflineCost
+from .problem import Weights
 from .search import search
 
-__all__ = ["LayerCost", "RooflineCost", "search"]
+__all__ = ["LayerCost", "RooflineCost", "Weights", "search"]

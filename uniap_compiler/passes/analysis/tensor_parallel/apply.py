@@ -59,6 +59,8 @@ class _Emitter:
             if tensor.source != "op" and tensor.phase == FORWARD:
                 self._param(tensor, FORWARD)
         returns, kinds = self._forward(forward)
+        outputs = [v for v, kind in zip(forward.returns, result_kinds(forward), strict=True) if kind != "saved"]
+        renamed: dict[str, Attr] = {v.name: w.name for v, w in zip(outputs, returns) if v is not None and w is not None}
         sharded_forward = Func(
             f"{prefix}.forward", [self.params[FORWARD][self.graph.views[p].tensor] for p in forward.params],
             self.ops[FORWARD], returns, {**forward.attrs, **common, "results": kinds},
@@ -66,7 +68,8 @@ class _Emitter:
 
         for param in backward.params:
             if param.attrs["role"] == "tangent":
-                self._param(self.graph.views[param].tensor, BACKWARD)
+                tangent = self._param(self.graph.views[param].tensor, BACKWARD)
+                tangent.attrs["of"] = renamed[str(param.attrs["of"])]
         gradients = self._backward(backward)
         needed = self.params[BACKWARD]
         here = [self.graph.views[p].tensor for p in forward.params]

@@ -84,28 +84,34 @@ def state_key(state: State) -> tuple[str, ...]:
 
 
 class Prices:
-    """Objective units: seconds / `second`, a small price per byte kept, and a hair for what is free.
+    """Objective units: seconds / `second`, prices per byte saved or at rest, and a hair for what is free.
 
     A free slice costs a hair, so that equal plans are told apart by more than the solver's tolerance.
     """
 
     HAIR = 1e-3
 
-    def __init__(self, cost: LayerCost, mesh: tuple[int, ...], second: float, byte: float, communication: float) -> None:
-        self.cost, self.mesh, self.second, self.byte, self.communication = cost, mesh, second, byte, communication
+    def __init__(
+        self, cost: LayerCost, mesh: tuple[int, ...], second: float, saved: float, rest: float, round: float, communication: float
+    ) -> None:
+        self.cost, self.mesh, self.second, self.round, self.communication = cost, mesh, second, round, communication
+        self.saved_byte, self.rest_byte = saved, rest
 
     def move(self, tensor: Tensor, a: State, b: State, move: Move) -> float:
         if move.kind in ("slice", "first"):
             return self.HAIR
         size = max(tensor.local_bytes(s, self.mesh, self.cost.batch) for s in (a, b))
-        return self.communication * self.cost.collective_seconds(move.kind, move.axes, size) / self.second
+        return self._collective(move.kind, move.axes, size)
+
+    def _collective(self, kind: str, axes: tuple[int, ...], size: float) -> float:
+        seconds = self.communication * self.cost.collective_seconds(kind, axes, size)
+        return seconds / self.second + self.round * (2 if kind == "all_reduce" else 1)
 
     def save(self, tensor: Tensor, state: State) -> float:
-        return self.HAIR + self.byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
+        return self.HAIR + self.saved_byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
 
     def rest(self, tensor: Tensor, state: State) -> float:
-        """A parameter at rest, its gradient and two moments of the optimizer."""
-        return 4 * self.byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
+        return self.rest_byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
 
     def pending_gradient(self, tensor: Tensor, gradient: State) -> float:
         """A gradient that is left pending is all-reduced once per step."""
@@ -113,8 +119,7 @@ class Prices:
         if not axes:
             return 0.0
         size = tensor.local_bytes(gradient, self.mesh, self.cost.batch)
-        seconds = self.cost.collective_seconds("all_reduce", axes, size) * self.cost.gradient_share
-        return self.communication * seconds / self.second
+        return self.cost.gradient_share * self._collective("all_reduce", axes, size)
 
 
 def arcs_of(tensor: Tensor, states: list[State], phases: Collection[int], prices: Prices) -> list[Arc]:

@@ -17,6 +17,23 @@ from .graph import BACKWARD, FORWARD, Graph, Sink, Step, Tensor, View
 from .network import Arc, Node, Prices, arcs_of, state_key, steiner_tree, with_intermediates
 
 
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What counts beside the seconds of ops; parts are parts of the layer's time on one device.
+
+    rest: of keeping all parameters whole on every device.  Their gradients are reduced and their optimizer steps
+    are done on every device, and tensor parallelism is asked for where they do not fit.
+    saved: of saving all forward values whole.
+    round: of one more round of waiting for each other, beside the seconds of the collective (an all-reduce is two).
+    communication: a factor on the seconds of collectives.
+    """
+
+    rest: float = 0.1
+    saved: float = 0.01
+    round: float = 0.01
+    communication: float = 1.0
+
+
 @dataclass(eq=False, slots=True)
 class Problem:
     """A graph with its prices: everything that the programme is made of, and what `evaluate` needs."""
@@ -43,18 +60,20 @@ class Solution:
     statistics: dict[str, float] = field(default_factory=dict)
 
 
-def build_problem(graph: Graph, cost: LayerCost, memory: float, communication: float) -> Problem:
-    """Price every choice and arc; the unit is a thousandth of the layer's time on one device.
-
-    memory: what all bytes that could be kept are worth, as a part of that time.  communication: a factor on the
-    seconds of collectives (they are harder to hide than arithmetic).
-    """
+def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
+    """Price every choice and arc; the unit is a thousandth of the layer's time on one device."""
     mesh, whole = graph.mesh, (WHOLE,) * len(graph.mesh)
     seconds = [_choice_seconds(graph, step, cost) for step in graph.steps]
     second = sum(row[0] for row in seconds) / 1000 or 1.0
-    kept = sum(t.local_bytes(whole, mesh, cost.batch) * (4 if t.source == "parameter" else 1)
-               for t in graph.tensors if t.phase == FORWARD and t.source != "whole")
-    prices = Prices(cost, mesh, second, 1000 * memory / max(kept, 1.0), communication)
+    saved = rest = 1.0
+    for tensor in graph.tensors:
+        if tensor.source == "parameter":
+            rest += tensor.local_bytes(whole, mesh, cost.batch)
+        elif tensor.phase == FORWARD and tensor.source != "whole":
+            saved += tensor.local_bytes(whole, mesh, cost.batch)
+    prices = Prices(
+        cost, mesh, second, 1000 * weights.saved / saved, 1000 * weights.rest / rest, 1000 * weights.round, weights.communication
+    )
     problem = Problem(graph, prices, [[s / second for s in row] for row in seconds], {}, {}, {}, {}, {})
 
     wanted: dict[Tensor, set[State]] = {t: {whole} for t in graph.tensors}

@@ -15,7 +15,7 @@ from .apply import apply
 from .costs import LayerCost
 from .graph import build_graph
 from .model import solve
-from .problem import build_problem
+from .problem import Weights, build_problem
 
 BOUNDARIES = ("replicated", "sequence")
 
@@ -28,21 +28,18 @@ def search(
     sizes: tuple[int, ...],
     boundary: str,
     cost: LayerCost,
-    *,
-    memory: float = 0.01,
-    communication: float = 1.0,
+    weights: Weights = Weights(),
 ) -> tuple[Func, Func]:
     """The fastest way to run a layer on the tensor axes t0 (major), t1, ... with these prime sizes.
 
     forward, backward: a differentiated pair with refined rules; they are left as they are.  boundary: the layout of
     activations between layers, "replicated" or "sequence" (dim 1 of batch-first values, where it divides).
-    memory, communication: see `build_problem`.
     """
     if boundary not in BOUNDARIES:
         raise ValueError(f"boundary {boundary!r} is none of {', '.join(BOUNDARIES)}")
     start = perf_counter()
     graph = build_graph(forward, backward, tuple(sizes), boundary)
-    problem = build_problem(graph, cost, memory, communication)
+    problem = build_problem(graph, cost, weights)
     built = perf_counter()
     solution = solve(problem)
     log.info(
