@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from uniap_compiler.ir import Affine, Func, Loc, Namer, Op, Value, at
+from uniap_compiler.ir import Affine, Func, Loc, Namer, Op, Symbol, Value, at
 
 from .interpret import operand_values, run_op
 from .recorder import Recorder
@@ -97,9 +97,11 @@ def _record(func: Func, batch: int) -> _Recording:
             split = len(recorder.ops)
             phase["backward"] = True
             kinds = result_kinds(func)
+            wanted = func.attrs.get("grad") or [True] * len(kinds)
+            assert isinstance(wanted, list)
             differentiable = [
                 i for i, v in enumerate(func.returns)
-                if v is not None and kinds[i] == "value" and env[v].requires_grad
+                if v is not None and kinds[i] == "value" and wanted[i] and env[v].requires_grad
             ]
             leaves = [t for t in inputs if t.requires_grad]
             tangents: list[Any] = []
@@ -198,7 +200,8 @@ def _partition(func: Func, joint: Func, recording: _Recording) -> tuple[Func, Fu
     recomputed, saved = _plan_saves(needed, producer, set(params))
 
     forward = Func(f"{func.name}.forward", params, forward_ops, [*joint.returns[:outputs], *saved],
-                   {**func.attrs, "kind": "forward", "results": [*result_kinds(func), *["saved"] * len(saved)]})
+                   {**{k: a for k, a in func.attrs.items() if k != "grad"}, "kind": "forward",
+                    "results": [*result_kinds(func), *["saved"] * len(saved)]})
     forward = forward.clone()
     results = [f"grad:{p.name}" for p, g in zip(params, grads) if g is not None]
     if not results:
@@ -218,7 +221,7 @@ def _partition(func: Func, joint: Func, recording: _Recording) -> tuple[Func, Fu
         copy = Op(op.name, op.operands, [new[r] for r in op.results], dict(op.attrs), op.symbol, op.loc)
         copy.replace_operands(new.__getitem__)
         ops.append(copy)
-    attrs = {"kind": "backward", "of": f"{func.name}.forward", "results": results}
+    attrs = {"kind": "backward", "of": Symbol(f"{func.name}.forward"), "results": results}
     backward = Func(f"{func.name}.backward", [new[v] for v in (*backward_params, *saved, *tangents)], ops,
                     [new[g] for g in grads if g is not None], attrs)
     _name_gradients(backward)

@@ -55,6 +55,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func.namespace not in ("aten", "uniap"):  # prim.device and the like make no tensor
+            return result
         if func in _SAME:
             if self.knows(args[0]):
                 self.bind(result, self.value_of(args[0]))
@@ -70,10 +72,8 @@ class Recorder(TorchDispatchMode):
         operands, attrs = split_arguments(func, args, kwargs, self.value_of)
         name = op_name(func)
         base = re.sub(r"^_+", "", name.split(".")[1])
-        if any(r is None for r in results):  # a kernel may skip results by an output mask; those are never read
-            results = [r for r in results]
         values = []
-        for r in results:
+        for r in results:  # a kernel may skip results by an output mask; those are never read
             if isinstance(r, torch.Tensor):
                 values.append(Value(self.namer(base), type_of(r)))
                 self.bind(r, values[-1])

@@ -62,7 +62,7 @@ def loss_of(output: Any) -> Tensor:
     if output.numel() != 1 or not output.is_floating_point():
         raise Diagnostic(f"the loss has shape {list(output.shape)} and dtype {output.dtype}; it must be one real number",
                          help="average it over the batch, or give the task loss=function(output, targets)")
-    return output.reshape(())
+    return output if output.dim() == 0 else output.reshape(())
 
 
 def export(task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path | None) -> ExportedProgram:
