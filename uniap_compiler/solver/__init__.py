@@ -10,7 +10,7 @@
 from uniap_compiler.solver.evaluate import enumerate_plans, evaluate
 from uniap_compiler.solver.plan import Plan, Result
 from uniap_compiler.solver.problem import Candidate, Fixed, Problem, ProblemError, Value
-from uniap_compiler.solver.sweep import solve
+from uniap_compiler.solver.uop import solve
 
 __all__ = [
     "Candidate",

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from uniap_compiler.solver.backend import BackendError
 from uniap_compiler.solver.problem import Problem, ProblemError
-from uniap_compiler.solver.sweep import solve
+from uniap_compiler.solver.uop import solve
 
 
 def run_command(

@@ -83,9 +83,9 @@ def build_instance(problem: Problem, index: int) -> Instance:
     raw_classes = np.array(sorted(names), dtype=np.int64)
     ties = tied_groups(problem)
     masks = _choices(problem, candidate, ties)
-    tied = {u for group in ties for u in group}
+    tied = {u: n for n, group in enumerate(ties) for u in group}
     # A tied layer is a kind of its own: what is dominated for it alone may be needed by its twin.
-    keys = [(kind, masks[u].tobytes(), u in tied) for u, kind in enumerate(problem.layers)]
+    keys = [(kind, masks[u].tobytes(), tied.get(u, -1)) for u, kind in enumerate(problem.layers)]
     order = {key: n for n, key in enumerate(dict.fromkeys(keys))}
     kind = np.array([order[key] for key in keys], dtype=np.int64)
     types = [key[0] for key in order]
@@ -96,8 +96,13 @@ def build_instance(problem: Problem, index: int) -> Instance:
     workspace = np.array([candidate.workspace.get(t, zeros) for t in types], dtype=float)
     allowed = np.array([np.frombuffer(key[1], dtype=bool) for key in order])
     for n, key in enumerate(order):
-        if not key[2]:
-            allowed[n] &= ~_dominated(layout, allowed[n], time[n], memory[n], step[n], workspace[n])
+        if key[2] < 0:
+            allowed[n] &= ~dominated(layout, allowed[n], time[n], memory[n], step[n], workspace[n])
+    for group in ties:  # one strategy for all: dominated only when it is for every layer of the group
+        own = sorted({int(kind[u]) for u in group})
+        weak = dominated(layout, allowed[own[0]], time[own], memory[own], step[own], workspace[own])
+        for n in own:
+            allowed[n] &= ~weak
     limit = np.array(problem.limits(candidate), dtype=float)
     edge, reshard, transfer = _edges(problem, candidate, raw_classes)
     first, last = _windows(problem, D)
@@ -166,7 +171,7 @@ def _choices(problem: Problem, candidate: Candidate, ties: list[list[int]]) -> l
     return masks
 
 
-def _dominated(layout: Ints, allowed: Bools, *tables: Floats) -> Bools:
+def dominated(layout: Ints, allowed: Bools, *tables: Floats) -> Bools:
     """Strategies that another one of the same class beats or equals in every table (of equal ones the first stays)."""
     costs = np.concatenate([table.reshape(-1, len(layout)) for table in tables])
     gone = np.zeros(len(layout), dtype=bool)

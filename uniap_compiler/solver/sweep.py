@@ -1,75 +1,120 @@
-"""The sweep over (stages, micro_batches): candidates in the order of their bounds, each solved or excluded."""
+"""The sweep over (stages, micro_batches): best-first refinement of bounds until one plan is proven (docs/solver.md).
+
+Every candidate waits in a queue with the best bound known for it; the one with the least bound is refined one level
+further (closed form, coarse tables, fine tables, exact, then branched over values and ties). When the least bound in the
+queue is within the gap of the incumbent, the incumbent is optimal over everything that was not looked at.
+"""
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from uniap_compiler.solver import backend as solvers
 from uniap_compiler.solver.bounds import closed_form
+from uniap_compiler.solver.branch import Node, Pool
 from uniap_compiler.solver.evaluate import evaluate
 from uniap_compiler.solver.instance import Instance, build_instance
-from uniap_compiler.solver.miqp import build_miqp
-from uniap_compiler.solver.plan import Plan, Result
+from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.problem import Problem
 
 Progress = Callable[[dict[str, Any]], None]
 
-
-def solve(
-    problem: Problem,
-    *,
-    backend: str = "cbc",
-    time_limit: float | None = None,
-    gap: float = 1e-6,
-    top: int = 1,
-    write_lp: str | Path | None = None,
-    certify: bool = False,
-    progress: Progress | None = None,
-) -> Result:
-    """The best plan of all candidates, with a bound that holds for every plan of every candidate."""
-    began = time.monotonic()
-    solvers.check_backend(backend)
-    deadline = math.inf if time_limit is None else began + time_limit
-    instances = [build_instance(problem, n) for n in range(len(problem.candidates))]
-    order = sorted((closed_form(at), at.index) for at in instances)
-    best: Plan | None = None
-    bound = math.inf
-    for least, n in order:
-        if best is not None and least >= best.objective * (1 - gap):
-            bound = min(bound, least)
-            continue
-        if least == math.inf:
-            continue
-        plan, proven = _solve_one(instances[n], backend, gap, deadline - time.monotonic(), write_lp)
-        bound = min(bound, proven)
-        if plan is not None and (best is None or plan.objective < best.objective):
-            best = plan
-    seconds = time.monotonic() - began
-    if best is None:
-        status = "infeasible" if bound == math.inf else "unknown"
-        return Result(status, [], None, None, seconds, {} if status == "infeasible" else None)
-    bound = min(bound, best.objective)
-    left = (best.objective - bound) / best.objective if best.objective else 0.0
-    return Result("optimal" if left <= gap else "feasible", [best], bound, left, seconds)
+#: Nodes of one sweep before the MIQP takes over.
+MOST_NODES = 4000
 
 
-def _solve_one(
-    at: Instance, backend: str, gap: float, seconds: float, write_lp: str | Path | None
-) -> tuple[Plan | None, float]:
-    miqp = build_miqp(at, backend)
-    if write_lp is not None:
-        folder = Path(write_lp)
-        folder.mkdir(parents=True, exist_ok=True)
-        miqp.model.write(str(folder / f"n{at.index:02d}_D{at.stages}_c{at.micro_batches}.lp"))
-    outcome = solvers.run(miqp, backend, gap * 0.5, min(seconds, 3600.0))
-    if not outcome.found:
-        return None, outcome.bound
-    stage, strategy = miqp.read()
-    return make_plan(at.problem, at.index, stage, strategy), outcome.bound
+@dataclass
+class Swept:
+    """What the sweep knows: a plan, a bound for all others, and the candidates that it could not finish."""
+
+    best: Plan | None
+    bound: float
+    closed: dict[int, float]
+    unfinished: dict[int, float] = field(default_factory=dict)
+    nodes: int = 0
+    stopped: bool = False
+
+
+class Sweep:
+    """One pass over the candidates `indices` of a problem."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        indices: list[int],
+        gap: float,
+        deadline: float = math.inf,
+        progress: Progress | None = None,
+    ) -> None:
+        self.problem, self.deadline, self.progress = problem, deadline, progress
+        self.began = time.monotonic()
+        self.instances: dict[int, Instance] = {n: build_instance(problem, n) for n in indices}
+        self.pool = Pool(0.5 * gap, self._offer)
+        self.best: Plan | None = None
+        self.done = 0
+
+    def offer(self, plan: Plan) -> None:
+        """A plan known from elsewhere."""
+        self._offer(plan.candidate, plan.stage, plan.strategy, plan.objective)
+
+    def run(self) -> Swept:
+        """Refine until the incumbent is proven, or until time or nodes run out."""
+        closed = {n: closed_form(at) for n, at in self.instances.items()}
+        out = Swept(None, math.inf, closed)
+        queue: list[tuple[float, int, int, Node]] = []
+        for n, at in self.instances.items():
+            if closed[n] < math.inf:
+                queue.append((closed[n], n, out.nodes, Node(at, self.pool, {}, closed[n], self.deadline)))
+                out.nodes += 1
+        heapq.heapify(queue)
+        while queue and queue[0][0] < self.pool.threshold():
+            if time.monotonic() > self.deadline or out.nodes > MOST_NODES:
+                out.stopped = True
+                break
+            _, n, serial, node = heapq.heappop(queue)
+            if node.stuck:
+                out.unfinished[n] = min(out.unfinished.get(n, math.inf), node.bound)
+                continue
+            if node.solved:
+                for child in node.branch():
+                    heapq.heappush(queue, (child.bound, n, out.nodes, child))
+                    out.nodes += 1
+                continue
+            node.refine()
+            self._report(queue, node)
+            if node.bound < math.inf:
+                heapq.heappush(queue, (node.bound, n, serial, node))
+        for bound, n, _, _ in queue:
+            if bound < self.pool.threshold():
+                out.unfinished[n] = min(out.unfinished.get(n, math.inf), bound)
+        out.best = self.best
+        out.bound = min([self.pool.value, *(bound for bound, *_ in queue), *out.unfinished.values()])
+        return out
+
+    def _offer(self, index: int, stage: list[int], strategy: list[int], objective: float) -> None:
+        if objective < self.pool.value:
+            plan = make_plan(self.problem, index, stage, strategy)
+            if plan is not None:
+                self.pool.value, self.best = plan.objective, plan
+
+    def _report(self, queue: list[tuple[float, int, int, Node]], node: Node) -> None:
+        if self.progress is None:
+            return
+        waiting = {n for bound, n, _, _ in queue if bound < self.pool.threshold()}
+        self.progress(
+            {
+                "done": len(self.instances) - len(waiting),
+                "candidates": len(self.instances),
+                "incumbent": self.pool.value if self.best else None,
+                "bound": min([node.bound, *(bound for bound, *_ in queue)]),
+                "seconds": time.monotonic() - self.began,
+                "note": f"stages {node.at.stages}, micro-batches {node.at.micro_batches}",
+            }
+        )
 
 
 def make_plan(problem: Problem, index: int, stage: list[int], strategy: list[int]) -> Plan | None:
@@ -78,4 +123,4 @@ def make_plan(problem: Problem, index: int, stage: list[int], strategy: list[int
     if bad:
         return None
     candidate = problem.candidates[index]
-    return Plan(index, candidate.stages, candidate.micro_batches, stage, strategy, objective)
+    return Plan(index, candidate.stages, candidate.micro_batches, list(stage), list(strategy), objective)

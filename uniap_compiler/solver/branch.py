@@ -1,0 +1,149 @@
+"""Values across layers and tied layers, by branching over chains (docs/solver.md, "Beyond chains").
+
+A `Node` is a candidate with some layers restricted to some strategies. Its relaxation is a chain: tied layers may
+differ, and a value costs each reader the least over the classes that its source may still take. When the optimum of the
+chain is a plan of the same cost, the node is done; otherwise its children fix what the relaxation got wrong: the strategy
+of one tied group, or the class of one source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from uniap_compiler.solver.chain import ChainSearch
+from uniap_compiler.solver.evaluate import evaluate
+from uniap_compiler.solver.instance import Bools, Floats, Instance, dominated
+from uniap_compiler.solver.miqp import period, skip_edges, stage_times
+
+#: Costs are called equal within this fraction.
+EQUAL = 1e-9
+
+
+@dataclass
+class Pool:
+    """The incumbent: the best plan so far, and how far below it a plan must be to matter."""
+
+    slack: float
+    offer: Callable[[int, list[int], list[int], float], None]
+    value: float = np.inf
+
+    def threshold(self) -> float:
+        return self.value * (1 - self.slack) if np.isfinite(self.value) else np.inf
+
+
+class Node:
+    """One candidate under restrictions; refined level by level, then branched."""
+
+    def __init__(self, at: Instance, pool: Pool, restrict: dict[int, Bools], bound: float, deadline: float) -> None:
+        self.at, self.pool, self.restrict, self.deadline = at, pool, restrict, deadline
+        self.bound = bound
+        self.local = np.inf
+        self.plan: tuple[list[int], list[int]] | None = None
+        self.true = np.inf
+        self.search: ChainSearch | None = None
+        self.chain: Instance | None = None
+
+    @property
+    def solved(self) -> bool:
+        return self.search is not None and self.search.level >= 3
+
+    @property
+    def stuck(self) -> bool:
+        return self.search is not None and self.search.stuck
+
+    def refine(self) -> None:
+        """One level further; `bound` rises."""
+        if self.search is None:
+            self.chain = relax(self.at, self.restrict)
+            if not self.chain.possible:
+                self.bound = np.inf
+                return
+            self.search = ChainSearch(self.chain, self._offer, self.deadline)
+        self.search.refine(self._threshold)
+        self.bound = max(self.bound, min(self.search.bound, self.local))
+
+    def branch(self) -> list[Node]:
+        """Children that together hold every plan of this node that is better than the incumbent."""
+        if self.plan is None or self.true <= self.local * (1 + EQUAL):
+            return []
+        stage, strategy = self.plan
+        for group in self.at.ties:
+            if len({strategy[u] for u in group}) > 1:
+                common = np.logical_and.reduce([self._mask(u) for u in group])
+                return [self._child(dict.fromkeys(group, _only(common, [k]))) for k in np.flatnonzero(common)]
+        worst, source = 0.0, -1
+        q = self.at.layout[strategy]
+        for u, v, table in skip_edges(self.at):
+            relaxed = table[self._classes(u)].min(axis=0)[q[v]]
+            if table[q[u], q[v]] - relaxed > worst:
+                worst, source = float(table[q[u], q[v]] - relaxed), u
+        if source < 0:
+            return []
+        mask = self._mask(source)
+        return [self._child({source: mask & (self.at.layout == r)}) for r in self._classes(source)]
+
+    def _child(self, restrict: dict[int, Bools]) -> Node:
+        return Node(self.at, self.pool, self.restrict | restrict, self.bound, self.deadline)
+
+    def _mask(self, u: int) -> Bools:
+        own = self.at.allowed[self.at.kind[u]]
+        return own & self.restrict[u] if u in self.restrict else own
+
+    def _classes(self, u: int) -> list[int]:
+        return sorted(set(self.at.layout[self._mask(u)].tolist()))
+
+    def _threshold(self) -> float:
+        return min(self.pool.threshold(), self.local * (1 - EQUAL) if np.isfinite(self.local) else np.inf)
+
+    def _offer(self, stage: list[int], strategy: list[int]) -> None:
+        assert self.chain is not None
+        p, o, s, _ = stage_times(self.chain, stage, strategy)
+        value = sum(p) + sum(o) + (self.at.micro_batches - 1) * period(self.chain, p, o) + max(s)
+        true, bad = evaluate(self.at.problem, self.at.index, stage, strategy)
+        if bad:
+            true = np.inf
+        if value < self.local:
+            self.local, self.plan, self.true = value, (stage, strategy), true
+        if not bad:
+            self.pool.offer(self.at.index, stage, strategy, true)
+
+
+def relax(at: Instance, restrict: dict[int, Bools]) -> Instance:
+    """The chain of a node: ties dropped, values at their least; dominance once more, now that layers stand alone."""
+    if not at.values and not at.ties and not restrict:
+        return at
+    masks = [at.allowed[n] & restrict[u] if u in restrict else at.allowed[n] for u, n in enumerate(at.kind)]
+    extra: list[Floats] = [np.zeros(at.classes) for _ in range(at.layers)]
+    for u, v, table in skip_edges(at):
+        classes = sorted(set(at.layout[masks[u]].tolist()))
+        if classes:
+            extra[v] = extra[v] + table[classes].min(axis=0)
+    keys = [(int(n), masks[u].tobytes(), extra[u].tobytes()) for u, n in enumerate(at.kind)]
+    order = {key: m for m, key in enumerate(dict.fromkeys(keys))}
+    old = np.array([key[0] for key in order])
+    added = np.array([np.frombuffer(key[2])[at.layout] for key in order])
+    chain = replace(
+        at,
+        kind=np.array([order[key] for key in keys], dtype=np.int64),
+        time=at.time[old] + added[:, None, :],
+        memory=at.memory[old],
+        step=at.step[old],
+        workspace=at.workspace[old],
+        allowed=np.array([np.frombuffer(key[1], dtype=bool) for key in order]),
+        values=[],
+        ties=[],
+    )
+    for n in range(len(order)):
+        chain.allowed[n] &= ~dominated(
+            at.layout, chain.allowed[n], chain.time[n], chain.memory[n], chain.step[n], chain.workspace[n]
+        )
+    return chain
+
+
+def _only(mask: Bools, chosen: list[int]) -> Bools:
+    out = np.zeros_like(mask)
+    out[chosen] = mask[chosen]
+    return out
