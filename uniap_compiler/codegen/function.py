@@ -10,8 +10,8 @@
         q = nn.contract(x, wq, equation="b s k, n k -> b s n")  # f32[2, 64, 64]
         q = q.reshape(2, 64, 2, 32)                             # f32[2, 64, 2, 32]
 
-Values keep their IR names; a value whose operand of the same stem dies here takes over the operand's name (`q = q.reshape`),
-which gives the memory up as a person would.  Everything else is deleted at its last use.
+Values keep their IR names; a value whose operand of the same stem dies here takes over the operand's name
+(`q = q.reshape`), which gives the memory up as a person would.  Everything else is deleted at its last use.
 """
 
 from __future__ import annotations
@@ -60,14 +60,16 @@ def phase_of(call: Op, callee: Func) -> str:
     return str(call.attrs.get("phase") or callee.attrs.get("kind") or "call")
 
 
-def write_layer(callee: Callee, callees: dict[str, Callee], reserved: frozenset[str], axes: tuple[str, ...]) -> list[str]:
+def write_layer(
+    callee: Callee, callees: dict[str, Callee], reserved: frozenset[str], axes: tuple[str, ...]
+) -> list[str]:
     """The function of one kind of layer and strategy."""
     return _Writer(callee.func, callees, reserved, axes, {}).layer(callee)
 
 
 def write_segment(
-    func: Func, python: str, doc: str, callees: dict[str, Callee], packs: Iterable[tuple[Value, ...]], reserved: frozenset[str],
-    axes: tuple[str, ...],
+    func: Func, python: str, doc: str, callees: dict[str, Callee], packs: Iterable[tuple[Value, ...]],
+    reserved: frozenset[str], axes: tuple[str, ...],
 ) -> list[str]:
     """A segment of a stage: `def forward(comm, args)`."""
     return _Writer(func, callees, reserved, axes, {pack: "" for pack in packs}).segment(python, doc)

@@ -8,6 +8,7 @@ checkpoint fits every bundle that computes the same thing.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
@@ -52,9 +53,9 @@ def build_manifest(
         "loss": {"dtype": _loss_dtype(module)},
         "parameters": _parameters(module),
         "buffers": {
-            str(op.symbol): {"shape": shape_of(op), "dtype": torch_name(op.attrs["dtype"]), "stages": op.attrs["stages"]}
-            for op in module.ops
-            if op.name == "plan.buffer"
+            str(o.symbol): {"shape": shape_of(o), "dtype": torch_name(o.attrs["dtype"]), "stages": o.attrs["stages"]}
+            for o in module.ops
+            if o.name == "plan.buffer"
         },
         "weights": {
             "files": ["weights/initial.safetensors"],
@@ -68,8 +69,8 @@ def settings_of(module: Module) -> dict[str, Any]:
     """Options of the compilation, from the chosen plan where it has them, else from the module."""
     plan = module.find("plan.plan")
     chosen = plan.attrs if plan is not None else {}
-    found = {key: chosen.get(key, module.attrs.get(key)) for key in ("micro_batches", "global_batch", "schedule", "dtype", "spec")}
-    return {key: plain(value) for key, value in found.items()}
+    keys = ("micro_batches", "global_batch", "schedule", "dtype", "spec")
+    return {key: plain(chosen.get(key, module.attrs.get(key))) for key in keys}
 
 
 def plain(attr: Attr) -> Any:
@@ -90,6 +91,11 @@ def _optimizer(module: Module) -> dict[str, Any]:
     kind = str(fields.pop("kind", "adamw")).lower()
     groups = fields.pop("groups", None) or []
     own = fields.pop("defaults", {})
+    patterns = fields.pop("no_decay", None) or []
+    names = [str(op.symbol) for op in module.ops if op.name == "plan.parameter" and op.attrs.get("home", True)]
+    spared = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+    if spared:
+        groups = [*groups, {"parameters": spared, "weight_decay": 0.0}]
     return {"kind": kind, "defaults": {**_OPTIMIZERS.get(kind, {}), **own, **fields}, "groups": groups}
 
 

@@ -16,20 +16,21 @@ def write_readme(manifest: Mapping[str, Any]) -> str:
     )
     size = sum(_count(p["shape"]) for p in manifest["parameters"].values())
     spec = f" of `{comment(str(manifest['spec']))}`" if manifest["spec"] else ""
+    versions = manifest["versions"]
     return f"""# A training programme for {world} rank{"s" if world != 1 else ""}
 
-Written by uniap-compiler {manifest["versions"]["uniap"]} with torch {manifest["versions"]["torch"]}, out{spec or " of an IR module"}.
+Written by uniap-compiler {versions["uniap"]} with torch {versions["torch"]}, out{spec or " of an IR module"}.
 Fingerprint `{manifest["fingerprint"][:16]}`.  Running it needs torch and nothing else.
 
     torchrun --nproc-per-node {world} train.py --data FILE.py:batches --steps 100
 
-On several nodes start it on each with `--nnodes`, `--node-rank` and `--master-addr`; {world} processes in all, rank 0 on the
-first node, ranks in the order of the nodes.  `python train.py --help` lists learning rate, clipping, checkpoints and metrics.
+On several nodes start it on each with `--nnodes`, `--node-rank` and `--master-addr`: {world} processes in all, ranks in the
+order of the nodes.  `python train.py --help` lists learning rate, clipping, checkpoints and metrics.
 
 | | |
 |---|---|
 | pipeline stages | {stages} of {world // stages} rank{"s" if world // stages != 1 else ""} ({mesh}) |
-| global batch | {manifest["global_batch"]} in {manifest["micro_batches"]} micro-batches, schedule {manifest["schedule"]} |
+| global batch | {manifest["global_batch"]} in {manifest["micro_batches"]} micro-batches, {manifest["schedule"]} |
 | parameters | {size:,} in {len(manifest["parameters"])} tensors, {manifest["dtype"]} |
 | optimizer | {manifest["optimizer"]["kind"]} |
 
@@ -39,8 +40,8 @@ first node, ranks in the order of the nodes.  `python train.py --help` lists lea
 |---|---|---|
 {inputs}
 
-Where to read: `ranks/rank_0000.py` (place, groups, slices, schedule of one rank), `stages/stage_0.py` (its programme, with the
-lines of the model in the comments), `plan.mlir` (the plan that both came from; `uniap explain` shows it), `manifest.json`.
+Where to read: `ranks/rank_0000.py` (place, groups, slices, schedule of one rank), `stages/stage_0.py` (its programme,
+with the lines of the model in the comments), `plan.mlir` (what both came from; `uniap explain` shows it), `manifest.json`.
 """
 
 

@@ -1,0 +1,363 @@
+"""Is a bundle the model that it was compiled from?  The bundle's ranks against eager autograd.
+
+    report = verify(Path("build"))          # all ranks as threads of this process
+    report.ok, report.worst()
+
+Both start from the bundle's weights and see the same batches.  The reference is the user's own module, run over the
+same micro-batches and averaged.  Compared: the loss of every step, every gradient of the first step, and parameters and
+buffers after three steps of SGD and after three of AdamW.  The error of a tensor is its largest difference over its
+largest value, or over a thousandth of the largest value of all tensors of its kind where its own are smaller: some true
+gradients are zero (the bias of an attention key), and what is left of them is rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .capture import TrainingTask, load_task
+from .capture.batch import leaves, rows
+from .capture.capture import converted
+from .capture.export import Step
+from .capture.precision import promoted
+from .ir import Diagnostic
+from .runtime.bundle import Bundle
+from .runtime.errors import BundleError
+from .runtime.weights import SafetensorsFile
+
+STEPS = 3
+TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
+FLOOR = 1e-3
+_OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": {"lr": 0.01, "momentum": 0.9},
+    "adamw": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+}
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: what ("gradient"), of which tensor, its error; `note` says what is wrong beyond a number."""
+
+    what: str
+    name: str
+    error: float
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """rows: every comparison.  ranks: how many, and how they ran."""
+
+    dtype: str
+    tolerance: float
+    rows: list[Row] = field(default_factory=list)
+    ranks: int = 1
+    how: str = "threads of one process"
+    disagreement: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return all(self.passes(row) for row in self.rows)
+
+    def passes(self, row: Row) -> bool:
+        return row.error <= self.tolerance and not row.note  # NaN does not pass
+
+    def failures(self) -> list[Row]:
+        return sorted((r for r in self.rows if not self.passes(r)), key=lambda r: -_rank(r.error))
+
+    def worst(self) -> dict[str, Row]:
+        """What -> its largest error."""
+        found: dict[str, Row] = {}
+        for row in self.rows:
+            if row.what not in found or _rank(row.error) > _rank(found[row.what].error):
+                found[row.what] = row
+        return found
+
+
+def _rank(error: float) -> float:
+    return math.inf if math.isnan(error) else error
+
+
+def verify(
+    folder: Path, *, spec: str | None = None, task: TrainingTask | None = None, processes: bool = False,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """task, spec: where the model comes from, if not from the SPEC in the manifest.  Raises Diagnostic."""
+    try:
+        bundle = Bundle(folder.resolve())
+        bundle.check()
+    except BundleError as error:
+        raise _diagnostic(error) from None
+    manifest = bundle.manifest
+    if task is None:
+        task = _task(manifest, spec)
+    dtype = str(manifest["dtype"])
+    report = Report(dtype, TOLERANCES[dtype], ranks=bundle.world_size)
+    batches = make_batches(task, int(manifest["global_batch"]), STEPS)
+    initial = _initial(bundle)
+    optimizers = [_described(manifest, kind) for kind in _OPTIMIZERS]
+    progress(f"{bundle.world_size} ranks, {STEPS} steps of {' and of '.join(_OPTIMIZERS)}")
+    outcomes = _run_bundle(bundle, batches, optimizers, processes)
+    for optimizer, found in zip(optimizers, outcomes, strict=True):
+        progress(f"the unsharded model, {STEPS} steps of {optimizer['kind']}")
+        wanted = run_reference(task, manifest, initial, batches, optimizer)
+        _compare(report, optimizer["kind"], found, wanted)
+        report.disagreement = max(report.disagreement, found.disagreement)
+    if processes:
+        report.how = "gloo processes"
+    return report
+
+
+def _described(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The settings of a comparison; groups are the task's own where the kind is."""
+    own = manifest["optimizer"]
+    return {"kind": kind, "defaults": _OPTIMIZERS[kind], "groups": own["groups"] if own["kind"] == kind else []}
+
+
+# -- what the two sides start from ----------------------------------------------------------------------------------
+
+
+def _task(manifest: Mapping[str, Any], spec: str | None) -> TrainingTask:
+    name = spec or str(manifest["spec"])
+    if not name:
+        raise Diagnostic("the bundle does not say which model it was compiled from", help="give --spec FILE.py:factory")
+    path = Path(name.rpartition(":")[0])
+    if spec is None and path.suffix == ".py":
+        if not path.is_file():
+            raise Diagnostic(
+                f"the bundle was compiled from {path}, which is not here",
+                help="run verify in the folder where it was compiled, or give --spec FILE.py:factory",
+            )
+        check_fresh(manifest, path)
+    return load_task(name)
+
+
+def check_fresh(manifest: Mapping[str, Any], path: Path) -> None:
+    """Raises Diagnostic when the model's file has changed since the bundle was compiled."""
+    wanted = manifest.get("spec_sha256")
+    if wanted and hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        raise Diagnostic(
+            f"the bundle is stale: {path} has changed since it was compiled",
+            help=f"compile {manifest['spec']} again, or name the file that belongs to the bundle with --spec",
+        )
+
+
+def _initial(bundle: Bundle) -> Tensors:
+    found: Tensors = {}
+    for name in bundle.manifest["weights"]["files"]:
+        file = SafetensorsFile(bundle.root / name)
+        found.update({key: file.tensor(key).clone() for key in file.header})
+    return found
+
+
+def make_batches(task: TrainingTask, count: int, steps: int) -> list[list[tuple[str, Tensor]]]:
+    """Global batches by path.  Repeated example rows are shuffled inside, so that no two rows are equal.
+
+    Equal rows would hide a slice that is shifted by one; shuffled ones keep every value legal.
+    """
+    generator = torch.Generator().manual_seed(0)
+    items = [*leaves(task.batch, "batch"), *leaves(task.targets, "targets")]
+    return [[(path, _varied(x, count, generator)) for path, x in items] for _ in range(steps)]
+
+
+def _varied(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    result = rows(x, count)
+    if x.dim() == 1:
+        return result[torch.randperm(count, generator=generator)]
+    for row in range(count):
+        flat = result[row].reshape(-1)
+        result[row] = flat[torch.randperm(flat.numel(), generator=generator)].view_as(result[row])
+    return result
+
+
+# -- the two sides --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """losses: per step.  gradients: per step.  parameters, buffers: after the last step.  notes: what went wrong."""
+
+    losses: list[float]
+    gradients: list[Tensors]
+    parameters: Tensors
+    buffers: Tensors
+    disagreement: float = 0.0
+    disagreeing: str = ""
+
+
+def run_reference(
+    task: TrainingTask, manifest: Mapping[str, Any], initial: Tensors, batches: Sequence[list[tuple[str, Tensor]]],
+    optimizer: Mapping[str, Any],
+) -> Outcome:
+    """The user's module over the same micro-batches, one after the other, gradients averaged."""
+    dtype = getattr(torch, manifest["dtype"])
+    own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
+    other = dtype if dtype != own else None
+    task = converted(task, dtype) if other is not None else _copied(task)
+    step = Step(task)
+    _load(step.model, initial)
+    micro_batches = int(manifest["micro_batches"])
+    named = _canonical(step.model, manifest)
+    torch_optimizer = _torch_optimizer(named, optimizer)
+    losses, gradients = [], []
+    with promoted(other):
+        for batch in batches:
+            torch_optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for m in range(micro_batches):
+                loss = step(*(_micro_batch(x, m, micro_batches, dtype) for _, x in batch)) / micro_batches
+                loss.backward()
+                total += float(loss.detach())
+            losses.append(total)
+            gradients.append({n: p.grad.clone() for n, p in named.items() if p.grad is not None})
+            torch_optimizer.step()
+    parameters = {name: p.detach() for name, p in named.items()}
+    return Outcome(losses, gradients, parameters, dict(step.model.named_buffers()))
+
+
+def _copied(task: TrainingTask) -> TrainingTask:
+    return TrainingTask(copy.deepcopy(task.model), task.batch, task.loss, task.targets, task.optimizer, task.source)
+
+
+def _micro_batch(x: Tensor, m: int, count: int, dtype: torch.dtype) -> Tensor:
+    size = x.shape[0] // count
+    part = x[m * size : (m + 1) * size]
+    return part.to(dtype) if part.is_floating_point() else part
+
+
+def _load(model: torch.nn.Module, initial: Tensors) -> None:
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+            if name in initial:
+                if value.shape != initial[name].shape:
+                    shapes = f"{list(value.shape)}, in the bundle {list(initial[name].shape)}"
+                    raise _not_the_model(f"{name} has shape {shapes}")
+                value.copy_(initial[name])
+    missing = {n for n, _ in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]}
+    unknown = sorted(set(initial) - missing)
+    if unknown:
+        raise _not_the_model(f"it has no {unknown[0]}")
+
+
+def _not_the_model(why: str) -> Diagnostic:
+    return Diagnostic(f"the model is not the one that the bundle was compiled from: {why}", help="compile it again")
+
+
+def _canonical(model: torch.nn.Module, manifest: Mapping[str, Any]) -> dict[str, torch.nn.Parameter]:
+    """Every parameter once: a tied one under the name that the bundle has for it."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: every[name] for name in manifest["parameters"] if name in every}
+    known = {id(p) for p in found.values()}
+    return found | {name: p for name, p in model.named_parameters() if id(p) not in known}
+
+
+def _torch_optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], described: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    named = dict(parameters)
+    groups: list[dict[str, Any]] = []
+    for group in described["groups"]:
+        own = {k: v for k, v in group.items() if k != "parameters"}
+        groups.append({"params": [named.pop(name) for name in group["parameters"] if name in named], **own})
+    groups.append({"params": list(named.values())})
+    make: Any = torch.optim.AdamW if described["kind"] == "adamw" else torch.optim.SGD
+    defaults = {k: tuple(v) if isinstance(v, list) else v for k, v in described["defaults"].items()}
+    optimizer: torch.optim.Optimizer = make([g for g in groups if g["params"]], **defaults)
+    return optimizer
+
+
+def _run_bundle(
+    bundle: Bundle, batches: Sequence[list[tuple[str, Tensor]]], optimizers: Sequence[Mapping[str, Any]],
+    processes: bool,
+) -> list[Outcome]:
+    from .runtime.simulate import simulate
+
+    inputs = [dict(batch) for batch in batches]
+    try:
+        if processes:
+            from .verify_processes import run_processes
+
+            results = run_processes(bundle.root, inputs, optimizers)
+        else:
+            results = [simulate(bundle.root, inputs, optimizer=optimizer, check=False) for optimizer in optimizers]
+    except BundleError as error:
+        raise _diagnostic(error) from None
+    return [
+        Outcome(list(r.losses), [r.gradients], r.parameters, r.buffers, r.disagreement, r.disagreeing) for r in results
+    ]
+
+
+def _diagnostic(error: BundleError) -> Diagnostic:
+    message, _, help = str(error).partition("\n  help: ")
+    return Diagnostic(message, help=help or None)
+
+
+# -- the comparison -------------------------------------------------------------------------------------------------
+
+
+def _compare(report: Report, kind: str, found: Outcome, wanted: Outcome) -> None:
+    for step, (a, b) in enumerate(zip(found.losses, wanted.losses, strict=True), 1):
+        report.rows.append(Row("loss", f"step {step} of {kind}", abs(a - b) / max(abs(b), 1e-30)))
+    first = wanted.gradients[0]
+    if kind == "sgd":  # the first gradients are the same in both runs
+        report.rows += compare_tensors("gradient", found.gradients[0], first)
+    after = f"after {STEPS} steps of {kind}"
+    keep = _trusted(wanted.gradients) if kind == "adamw" else {}
+    report.rows += compare_tensors(f"parameter {after}", found.parameters, wanted.parameters, keep)
+    report.rows += compare_tensors(f"buffer {after}", found.buffers, wanted.buffers, only=found.buffers)
+    if found.disagreement > report.tolerance:
+        note = "ranks that hold the same values differ"
+        report.rows.append(Row("copies on different ranks", found.disagreeing, found.disagreement, note))
+
+
+def compare_tensors(
+    what: str, found: Tensors, wanted: Tensors, keep: Mapping[str, Tensor] | None = None,
+    only: Iterable[str] | None = None,
+) -> list[Row]:
+    """keep: name -> mask of the elements that count.  only: names that both sides must have (default: either's)."""
+    names = list(dict.fromkeys([*wanted, *found])) if only is None else list(only)
+    largest = max((_largest(wanted[n]) for n in names if n in wanted), default=0.0)
+    found_rows = []
+    for name in names:
+        if name not in found or name not in wanted:
+            where = "the bundle" if name not in found else "the model"
+            found_rows.append(Row(what, name, math.inf, f"{where} has none"))
+            continue
+        a, b = found[name].double(), wanted[name].detach().double()
+        if a.shape != b.shape:
+            found_rows.append(Row(what, name, math.inf, f"shapes {list(a.shape)} and {list(b.shape)}"))
+            continue
+        difference = (a - b).abs()
+        if keep and name in keep:
+            difference = difference[keep[name]]
+        scale = max(_largest(b), FLOOR * largest)
+        error = float(difference.max()) if difference.numel() else 0.0
+        found_rows.append(Row(what, name, error / scale if scale else error))
+    return found_rows
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.detach().double().abs().max()) if x.numel() else 0.0
+
+
+def _trusted(gradients: Sequence[Tensors]) -> Tensors:
+    """Where AdamW's result means something: it divides a gradient by its size, so rounding becomes a full step."""
+    masks: Tensors = {}
+    for step in gradients:
+        largest = max(map(_largest, step.values()), default=0.0)
+        for name, g in step.items():
+            own = _largest(g)
+            mask = (g.abs() > FLOOR * own) | (g == 0)
+            if own <= FLOOR * largest:
+                mask = torch.zeros_like(mask)
+            masks[name] = masks[name] & mask if name in masks else mask
+    return masks
