@@ -133,7 +133,7 @@ EXAMPLES: dict[str, list[str]] = {
         _func("a.b() {a = 1, }"),
         _func("a.b() {a = #s<1"),
     ],
-    "an attribute's value is a number, a word, a \"string\", @symbol, #struct<...>, #rule<...>, @[layout] or [list]": [
+    'an attribute\'s value is a number, a word, a "string", @symbol, #struct<...>, #rule<...>, @[layout] or [list]': [
         _func("a.b() {a = }"),
         _func("a.b() {a = ,"),
         _func("a.b() {a = %x"),

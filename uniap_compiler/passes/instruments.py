@@ -1,7 +1,7 @@
 """Looking at a pipeline while it runs: numbered dumps, prints, diffs, timing, counts.
 
-    run_passes(module, passes, session, instruments=[Dump(folder), timing := Timing()])
-    print(timing.table())
+run_passes(module, passes, session, instruments=[Dump(folder), timing := Timing()])
+print(timing.table())
 """
 
 from __future__ import annotations

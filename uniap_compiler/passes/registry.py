@@ -23,6 +23,13 @@ PASSES: dict[str, str] = {
     # simplify: any level, or before the layers are cut
     "dce": "simplify.dce:Dce",
     "cse": "simplify.cse:Cse",
+    # simplify: captured -> layered -> differentiated
+    "canonicalize": "simplify.canonicalize:Canonicalize",
+    "outline-layers": "simplify.outline_layers:OutlineLayers",
+    "differentiate": "simplify.differentiate:Differentiate",
+    "decompose-losses": "simplify.decompose_losses:DecomposeLosses",
+    # analysis: differentiated -> annotated
+    "shard-rules": "analysis.shard_rules:ShardRules",
     # lower: planned -> sharded -> staged -> local
     "insert-communication": "lower.insert_communication:InsertCommunication",
     "partition-stages": "lower.partition_stages:PartitionStages",

@@ -1,0 +1,68 @@
+"""The ops that are ours: how many operands and results, and which attributes they must have.
+
+An aten op's table is torch's own schema, and this package does not import torch: `use_schemas` lets the bridge hand it
+in.  Without it (`uniap-opt` on a text) the arity of aten ops is not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .core import Op
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """operands, results: how many; a pair is a range, None any number.  attrs: those that must be there."""
+
+    operands: int | tuple[int, int] | None
+    results: int | tuple[int, int] | None
+    attrs: tuple[str, ...] = ()
+
+
+OPS: dict[str, OpSpec] = {
+    # nn: linear algebra and fused ops on unflattened dims
+    "nn.contract": OpSpec(2, 1, ("equation",)),
+    "nn.attention": OpSpec((3, 4), 2),
+    "nn.attention_backward": OpSpec((6, 7), (3, 4)),
+    "nn.sum_exp": OpSpec(2, 1),
+    "nn.pick": OpSpec(2, 1),
+    "nn.cross_entropy": OpSpec(2, 2),
+    "nn.cross_entropy_backward": OpSpec(4, 1),
+    "nn.embedding": OpSpec(2, 1),
+    "nn.embedding_backward": OpSpec(2, 1, ("num_weights",)),
+    # comm: collectives along axes of the mesh
+    "comm.all_reduce": OpSpec(1, 1, ("axes", "op")),
+    "comm.reduce_scatter": OpSpec(1, 1, ("axes", "dim")),
+    "comm.all_gather": OpSpec(1, 1, ("axes", "dim")),
+    "comm.all_to_all": OpSpec(1, 1, ("axes", "split_dim", "concat_dim")),
+    "comm.slice": OpSpec(1, 1, ("axes", "dim")),
+    "comm.first": OpSpec(1, 1, ("axes",)),
+}
+
+_schemas: Callable[[Op], OpSpec | None] | None = None
+
+
+def use_schemas(schemas: Callable[[Op], OpSpec | None]) -> None:
+    """From now on ask `schemas` about ops that are not in OPS; None stands for "not known"."""
+    global _schemas
+    _schemas = schemas
+
+
+def arity_mistake(op: Op) -> str | None:
+    """A sentence, or None when the op has the operands, results and attributes of its table."""
+    spec = OPS.get(op.name)
+    if spec is None and _schemas is not None:
+        spec = _schemas(op)
+    if spec is None:
+        return None
+    for what, count, wanted in (
+        ("operands", len(op.operands), spec.operands),
+        ("results", len(op.results), spec.results),
+    ):
+        low, high = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+        if low is not None and high is not None and not low <= count <= high:
+            return f"{op.name} has {count} {what} and takes {low if low == high else f'{low} to {high}'}"
+    missing = [name for name in spec.attrs if name not in op.attrs]
+    return f"{op.name} needs the attribute {missing[0]}" if missing else None
