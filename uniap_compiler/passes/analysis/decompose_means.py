@@ -17,7 +17,7 @@ from .factors import as_dim, as_int
 from .rules.reduction import reduced_dims
 
 MEANS = ("aten.mean", "aten.mean.dim")
-VARIANCES = ("aten.var", "aten.var.dim", "aten.var.correction", "aten.var_mean", "aten.var_mean.dim", "aten.var_mean.correction")
+VARIANCES = tuple(f"aten.{name}{overload}" for name in ("var", "var_mean") for overload in ("", ".dim", ".correction"))
 
 
 def decompose_means(func: Func) -> int:

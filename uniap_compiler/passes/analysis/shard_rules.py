@@ -18,7 +18,7 @@ from uniap_compiler.ir import Affine, Dim, Func, Module, Op, Rule, Value
 
 from .decompose_means import decompose_means
 from .factors import Conflict, Refinement, as_dim, as_int
-from .rules.table import alternatives, has_rule, packet
+from .rules.table import alternatives, has_rule, opaque, packet
 
 if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
@@ -27,7 +27,7 @@ Atoms = dict[Value, tuple[tuple[Dim, ...], ...]]
 """For each value the sizes of the factors of each dim, major to minor; () for a dim of size one."""
 
 # Which ops may choose a weaker rule when their factors clash with those of others, in the order of their claims.
-VIEWS = ("aten.view", "aten._unsafe_view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.view_copy")
+VIEWS = ("aten.view", "aten._unsafe_view", "aten.reshape")
 
 
 def rule_of(op: Op) -> Rule:
@@ -78,8 +78,6 @@ class _Refiner:
         return {v: tuple(tuple(map(as_dim, self.nodes.atoms(n))) for n in dims) for v, dims in self.dims.items()}
 
     def _tie_weakest(self, op: Op, choices: Sequence[Rule]) -> tuple[Rule, dict[str, int]]:
-        from .rules.table import opaque
-
         try:
             rule, factors = self._tie(op, choices[-1])
         except Conflict:
@@ -204,7 +202,7 @@ def check_batch(func: Func) -> None:
     for op, factor in batch_obstacles(func):
         if has_rule(op.name):
             message = f"{op.name} cannot be split over the batch: its factor {factor} must stay whole"
-            hint = "use tensor parallelism or pipeline stages for this layer (dp=1), or rewrite the op without the batch dim"
+            hint = "use tensor parallelism or pipeline stages for this layer (dp=1), or write it without this op"
         else:
             message = f"{op.name} has no sharding rule, so the batch cannot be split over data axes"
             hint = (

@@ -1,7 +1,7 @@
 """Attention on [.., heads, sequence, head size], with grouped queries: query head h*G + g reads key/value head h.
 
 Batch dims, heads and groups may be split; the query sequence only without `causal` (a slice of it would need the
-position of its first row); the key sequence and the head sizes stay whole.
+position of its first row); the key sequence (forward) and the head sizes stay whole.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def _sizes(op: Op, q: int, k: int) -> dict[str, int]:
     return {"h": heads, "g": queries[-3] // heads, "b*": len(queries) - 3}
 
 
-def _keep(op: Op) -> str:
-    return "keep t d e" + (" s" if op.attrs.get("causal", False) else "")
+def _causal(op: Op) -> bool:
+    return bool(op.attrs.get("causal", False))
 
 
 def _mask(op: Op, position: int) -> str:
@@ -35,22 +35,21 @@ def _mask(op: Op, position: int) -> str:
 
 @rule("nn.attention")
 def attention(op: Op) -> Rule:
-    mask = _mask(op, 3)
-    return spell(
-        op,
-        f"b* (h g) s d, b* h t d, b* h t e, {mask} -> b* (h g) s e, b* (h g) s | {_keep(op)}",
-        **_sizes(op, 0, 1),
-    )
+    operands = f"b* (h g) s d, b* h t d, b* h t e, {_mask(op, 3)}"
+    keep = "keep t d e s" if _causal(op) else "keep t d e"
+    return spell(op, f"{operands} -> b* (h g) s e, b* (h g) s | {keep}", **_sizes(op, 0, 1))
 
 
 @rule("nn.attention_backward")
 def attention_backward(op: Op) -> Rule:
-    """A split of queries (g, s) gives parts of dk and dv; what the mask is broadcast over is summed in its gradient."""
+    """A split of queries (g, s) gives parts of dk and dv, one of keys (t) parts of dq: the log-sum-exp of the whole row
+    is an operand.  What the mask is broadcast over is summed in its gradient."""
     mask = _mask(op, 4)
+    keep = "keep d e s t" if _causal(op) else "keep d e"
     results = "b* (h g) s d, b* h t d, b* h t e" + (f", {mask}" if len(op.results) > 3 else "")
     return spell(
         op,
         f"b* (h g) s e, b* (h g) s d, b* h t d, b* h t e, {mask}, b* (h g) s e, b* (h g) s -> {results}"
-        f" | sum b* h g s | {_keep(op)} | linear 0",
+        f" | sum b* h g s t | {keep} | linear 0",
         **_sizes(op, 1, 2),
     )

@@ -52,7 +52,7 @@ def _channels(op: Op, w: list[int]) -> tuple[str, str, str, dict[str, int]]:
     return "(q i)", "(q o) i", "(q o)", {"q": groups, "o": first, "i": second}
 
 
-@rule("aten.convolution", "aten.conv2d", "aten.conv1d")
+@rule("aten.convolution")
 def convolution(op: Op) -> Rule:
     """input, weight, bias.  With a bias the input channels stay whole: it would be added on every device."""
     x, w, y = shape_of(op, 0), shape_of(op, 1), result_shape(op)
@@ -72,10 +72,15 @@ def convolution_backward(op: Op) -> Rule:
     channels, weight, out, sizes = _channels(op, w)
     sizes |= {f"k{n}": k for n, k in enumerate(w[2:])}
     places = " ".join(f for f in right.split() if f[0] == "h")
+    wanted = op.attrs["output_mask"]
+    assert isinstance(wanted, (list, tuple))
+    # dinput needs the weight, dweight the input: both pending makes both pending, but dbias needs neither.
+    other = [p for p, w in ((2, wanted[0]), (1, wanted[1])) if w]
+    linear = "" if wanted[2] or not other else f" | linear {' '.join(map(str, sorted(other)))}"
     kinds = results(op, [f"n {channels} {left}", f"{weight} {kernel}", out])
     return spell(
         op,
         f"n {out} {right}, n {channels} {left}, {weight} {kernel} -> {kinds}"
-        f" | sum n o {places} | copy i | keep {keep} | linear 0",
+        f" | sum n o {places} | copy i | keep {keep} | linear 0{linear}",
         **sizes,
     )

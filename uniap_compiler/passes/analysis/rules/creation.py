@@ -8,18 +8,19 @@ from .spell import spell
 from .table import rule
 
 
-@rule("aten.full", "aten.zeros", "aten.ones", "aten.empty", "aten.scalar_tensor", "aten.empty_strided")
+@rule("aten.full", "aten.zeros", "aten.ones", "aten.scalar_tensor")
 def full(op: Op) -> Rule:
     return spell(op, "-> d*", **{"d*": len(op.results[0].type.shape)})
 
 
-@rule("aten.new_zeros", "aten.new_ones", "aten.new_full", "aten.new_empty")
+@rule("aten.new_zeros", "aten.new_ones", "aten.new_full")
 def new(op: Op) -> Rule:
     """The first operand gives only dtype and device: splitting it changes nothing."""
-    return spell(op, "x* -> d* | copy x*", **{"d*": len(op.results[0].type.shape)})
+    linear = " | linear 0" if op.name == "aten.new_zeros" else ""
+    return spell(op, f"x* -> d* | copy x*{linear}", **{"d*": len(op.results[0].type.shape)})
 
 
-@rule("aten.arange", "aten.linspace", "aten.eye")
+@rule("aten.arange")
 def arange(op: Op) -> Rule:
     """The values depend on the position."""
     return spell(op, "-> d* | keep d*", **{"d*": len(op.results[0].type.shape)})

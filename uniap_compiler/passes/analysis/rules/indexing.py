@@ -15,7 +15,7 @@ from uniap_compiler.ir import Affine, Op, Rule
 
 from ..factors import as_int
 from .spell import Groups, make_rule, result_shape, shape_of, spell
-from .table import rule
+from .table import opaque, rule
 
 
 def axis(op: Op, rank: int, default: int = 0) -> int:
@@ -38,10 +38,8 @@ def bounds(op: Op, size: int) -> tuple[int, int]:
     return position("start", 0), position("end", size)
 
 
-def pieces(
-    op: Op, operands: Sequence[int | None], results: Sequence[int | None], dim: int, piece: int, linear: Sequence[int] = ()
-) -> list[Rule]:
-    """Tensors of equal rank that differ along `dim` only, where each is a number of pieces; None: tied to nothing."""
+def pieces(op: Op, dim: int, piece: int, linear: Sequence[int]) -> list[Rule]:
+    """Tensors of equal rank that differ along `dim` only, where each is a number of pieces."""
 
     def build(piece: int) -> Rule:
         sizes: dict[str, int] = {"piece": piece} if piece > 1 else {}
@@ -54,29 +52,29 @@ def pieces(
             out[dim] = (position, "piece") if piece > 1 else (position,)
             return out
 
-        left = [None if n is None else groups(shape_of(op, i), f"x{i}") for i, n in enumerate(operands)]
-        right = [groups(result_shape(op, i), f"y{i}") for i in range(len(results))]
-        return make_rule(op, left, right, sizes, keep=keep, linear=[linear] if linear else [])
+        left = [groups(shape_of(op, i), f"x{i}") for i in range(len(op.flat_operands()))]
+        right = [groups(result_shape(op, i), f"y{i}") for i in range(len(op.results))]
+        return make_rule(op, left, right, sizes, keep=keep, linear=[linear])
 
     return [build(piece), build(1)] if piece > 1 else [build(1)]
 
 
-def _whole(op: Op, **clauses: object) -> Rule:
+def _whole(op: Op) -> Rule:
     """The dim is not cut at all: the op is the identity on it."""
     dims: Groups = [(f"d{i}",) for i in range(len(shape_of(op, 0)))]
     return make_rule(op, [dims], [dims], {}, linear=[(0,)])
 
 
-@rule("aten.slice.Tensor", "aten.slice_copy.Tensor", "aten.narrow")
+@rule("aten.slice.Tensor")
 def slice_(op: Op) -> Sequence[Rule]:
     shape = shape_of(op, 0)
     dim = axis(op, len(shape))
     if result_shape(op) == shape:
         return [_whole(op)]
-    if op.name == "aten.narrow" or op.attrs.get("step", 1) != 1:
-        return pieces(op, [1], [1], dim, 1, (0,))
+    if op.attrs.get("step", 1) != 1:
+        return pieces(op, dim, 1, (0,))
     start, end = bounds(op, shape[dim])
-    return pieces(op, [1], [1], dim, gcd(start, end, shape[dim]), (0,))
+    return pieces(op, dim, gcd(start, end, shape[dim]), (0,))
 
 
 @rule("aten.slice_backward")
@@ -86,9 +84,9 @@ def slice_backward(op: Op) -> Sequence[Rule]:
     if shape_of(op, 0) == shape:
         return [_whole(op)]
     if op.attrs.get("step", 1) != 1:
-        return pieces(op, [1], [1], dim, 1, (0,))
+        return pieces(op, dim, 1, (0,))
     start, end = bounds(op, shape[dim])
-    return pieces(op, [1], [1], dim, gcd(start, end, shape[dim]), (0,))
+    return pieces(op, dim, gcd(start, end, shape[dim]), (0,))
 
 
 @rule("aten.slice_scatter")
@@ -97,23 +95,21 @@ def slice_scatter(op: Op) -> Sequence[Rule]:
     dim = axis(op, len(shape))
     start, end = bounds(op, shape[dim])
     piece = 1 if op.attrs.get("step", 1) != 1 else gcd(start, end, shape[dim])
-    # self and result are cut alike; src is a part of them.
-    rules = pieces(op, [1, 1], [1], dim, piece, (0, 1))
-    return rules
+    return pieces(op, dim, piece, (0, 1))
 
 
-@rule("aten.split.Tensor", "aten.split_with_sizes", "aten.chunk", "aten.split_with_sizes_copy", "aten.split.sizes")
+@rule("aten.split.Tensor", "aten.split_with_sizes")
 def split(op: Op) -> Sequence[Rule]:
     dim = axis(op, len(shape_of(op, 0)))
     piece = gcd(*(result_shape(op, i)[dim] for i in range(len(op.results))))
-    if op.name in ("aten.split.Tensor", "aten.chunk") and result_shape(op)[dim] != piece:
+    if op.name == "aten.split.Tensor" and result_shape(op)[dim] != piece:
         piece = 1  # the attribute says the length of all results but the last
     if len(op.results) == 1:
         return [_whole(op)]
-    return pieces(op, [1], [1] * len(op.results), dim, piece, (0,))
+    return pieces(op, dim, piece, (0,))
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate")
+@rule("aten.cat")
 def cat(op: Op) -> Sequence[Rule]:
     flat = op.flat_operands()
     rank = len(result_shape(op))
@@ -122,10 +118,8 @@ def cat(op: Op) -> Sequence[Rule]:
     if len(flat) == 1:
         return [_whole(op)]
     if any(len(s) != rank for s in shapes):  # the legacy empty tensor
-        from .table import opaque
-
         return [opaque(op)]
-    return pieces(op, [1] * len(flat), [1], dim, gcd(*(s[dim] for s in shapes)), tuple(range(len(flat))))
+    return pieces(op, dim, gcd(*(s[dim] for s in shapes)), tuple(range(len(flat))))
 
 
 @rule("aten.constant_pad_nd")
@@ -151,7 +145,7 @@ def stack(op: Op) -> Rule:
     return make_rule(op, [part] * count, [out], {}, keep=[f"d{dim}"], linear=[tuple(range(count))])
 
 
-@rule("aten.select.int", "aten.select_copy.int")
+@rule("aten.select.int")
 def select(op: Op) -> Rule:
     rank = len(shape_of(op, 0))
     whole: Groups = [(f"d{i}",) for i in range(rank)]
@@ -160,7 +154,7 @@ def select(op: Op) -> Rule:
     return make_rule(op, [whole], [left for _ in op.results], {}, keep=[f"d{dim}"], linear=[(0,)])
 
 
-rule("aten.unbind.int", "aten.unbind_copy.int")(select)
+rule("aten.unbind.int")(select)
 
 
 @rule("aten.select_backward")
@@ -239,26 +233,22 @@ def _indexed(op: Op, rank: int, first: int, count: int) -> tuple[list[Groups | N
     return groups, table, [*rest[:at], *look, *rest[at:]]
 
 
-@rule("aten.index.Tensor")
+@rule("aten.index.Tensor", "aten._unsafe_index.Tensor")
 def index(op: Op) -> Rule:
     """table[indices]: the dims of the indices are free, the dims that they look up stay whole."""
     count = len(op.flat_operands()) - 1
     if any(v is not None and v.type.dtype in ("i1", "u8") for v in op.flat_operands()[1:]):
-        from .table import opaque
-
         return opaque(op)
     groups, table, out = _indexed(op, len(shape_of(op, 0)), 1, count)
     return make_rule(op, [table, *groups], [out], {}, keep=_names(table, "n"), linear=[(0,)])
 
 
-@rule("aten.index_put", "aten._unsafe_index_put")
+@rule("aten.index_put")
 def index_put(op: Op) -> Rule:
     """self with values written (or added) at the indices; only dims that are not indexed may be split."""
     flat = op.flat_operands()
     count = len(flat) - 2
     if any(v is not None and v.type.dtype in ("i1", "u8") for v in flat[1:-1]):
-        from .table import opaque
-
         return opaque(op)
     groups, table, out = _indexed(op, len(shape_of(op, 0)), 1, count)
     values = out[len(out) - len(shape_of(op, len(flat) - 1)) :]
@@ -284,11 +274,11 @@ def flip(op: Op) -> Rule:
     if op.name == "aten.roll" and not op.attrs.get("dims"):
         keep = [f"d{i}" for i in range(rank)]
     else:
-        keep = [f"d{int(i) % rank}" for i in dims]  # type: ignore[arg-type]
+        keep = [f"d{int(i) % rank}" for i in dims]
     return make_rule(op, [out], [out], {}, keep=keep, linear=[(0,)])
 
 
-@rule("aten.diagonal", "aten.diagonal_copy")
+@rule("aten.diagonal")
 def diagonal(op: Op) -> Rule:
     rank = len(shape_of(op, 0))
     a, b = int(op.attrs.get("dim1", 0)) % rank, int(op.attrs.get("dim2", 1)) % rank  # type: ignore[arg-type]

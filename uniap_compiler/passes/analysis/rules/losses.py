@@ -18,6 +18,7 @@ RULES = {
     # logits, target
     "nn.cross_entropy": "b* v, b* -> b*, b* | keep v",
     "nn.pick": "b* v, b* -> b* | sum v | offset v | linear 0",
+    "nn.pick_backward": "b*, b* -> b* v | offset v | linear 0",  # gradient, target
     # logits, max
     "nn.sum_exp": "b* v, b* -> b* | sum v",
     # gradient, logits, target, logsumexp

@@ -9,8 +9,8 @@ from .table import rule
 
 
 @rule(
-    "aten._softmax", "aten._log_softmax", "aten.softmax.int", "aten.log_softmax.int", "aten._safe_softmax",
-    "aten._softmax_backward_data", "aten._log_softmax_backward_data",
+    "aten._softmax", "aten._log_softmax", "aten._safe_softmax", "aten._softmax_backward_data",
+    "aten._log_softmax_backward_data",
 )  # fmt: skip
 def softmax(op: Op) -> Rule:
     """Backward takes (gradient, output) and is linear in the gradient."""
@@ -29,15 +29,12 @@ def _normalized(op: Op) -> int:
     return len(shape)
 
 
-@rule("aten.native_layer_norm", "aten.layer_norm")
+@rule("aten.native_layer_norm")
 def layer_norm(op: Op) -> Rule:
     """input, weight, bias -> output, mean, rstd"""
     n = _normalized(op)
     ones = " 1" * n
-    text = f"b* n*, n*, n* -> b* n*, b*{ones}, b*{ones} | keep n*"
-    if len(op.results) == 1:
-        text = "b* n*, n*, n* -> b* n* | keep n*"
-    return spell(op, text, **{"n*": n})
+    return spell(op, f"b* n*, n*, n* -> b* n*, b*{ones}, b*{ones} | keep n*", **{"n*": n})
 
 
 @rule("aten.native_layer_norm_backward")
@@ -45,8 +42,9 @@ def layer_norm_backward(op: Op) -> Rule:
     """gradient, input, mean, rstd, weight, bias -> dinput, dweight, dbias"""
     n = _normalized(op)
     ones = " 1" * n
-    text = f"b* n*, b* n*, b*{ones}, b*{ones}, n*, n* -> {results(op, ['b* n*', 'n*', 'n*'])} | sum b* | keep n* | linear 0"
-    return spell(op, text, **{"n*": n})
+    operands = f"b* n*, b* n*, b*{ones}, b*{ones}, n*, n*"
+    grads = results(op, ["b* n*", "n*", "n*"])
+    return spell(op, f"{operands} -> {grads} | sum b* | keep n* | linear 0", **{"n*": n})
 
 
 def results(op: Op, terms: list[str]) -> str:
@@ -56,17 +54,9 @@ def results(op: Op, terms: list[str]) -> str:
     return ", ".join(t if w else " ".join(["1"] * len(r.type.shape)) for t, w, r in zip(terms, wanted, op.results))
 
 
-@rule("aten._fused_rms_norm", "aten.rms_norm")
-def rms_norm(op: Op) -> Rule:
-    n = _normalized(op)
-    text = "b* n*, n* -> b* n*" + (f", b*{' 1' * n}" if len(op.results) > 1 else "")
-    return spell(op, f"{text} | keep n*", **{"n*": n})
-
-
-@rule("aten._native_batch_norm_legit_no_training", "aten.native_batch_norm", "aten._native_batch_norm_legit")
+@rule("aten._native_batch_norm_legit_no_training", "aten.native_batch_norm")
 def batch_norm(op: Op) -> Rule:
-    """input, weight, bias, running mean, running variance.  With given statistics only; in training it is decomposed."""
-    results = "b c h*, 0, 0"
-    training = bool(op.attrs.get("training", False))
-    results = "b c h*, c, c" if training else "b c h*" + ", 1" * (len(op.results) - 1)
-    return spell(op, f"b c h*, c, c, c, c -> {results}" + (" | keep b h*" if training else ""))
+    """input, weight, bias, running mean, running variance.  In training it is decomposed before it comes here."""
+    if op.attrs.get("training", False):
+        return spell(op, "b c h*, c, c, c, c -> b c h*, c, c | keep b h*")
+    return spell(op, f"b c h*, c, c, c, c -> b c h*{', 1' * (len(op.results) - 1)} | copy b c h* | linear 1 2")

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from math import inf
 
 from uniap_compiler.ir import Op, Rule
 
-from .spell import make_rule, result_shape
+from .spell import Groups, make_rule, result_shape
 from .table import packet, rule
 
 Linear = list[tuple[int, ...]]
@@ -31,8 +32,8 @@ def _float_to_float(op: Op) -> Linear:
 
 
 def _zero_fill(op: Op) -> Linear:
-    """Entries that are overwritten with 0 on every device still add up; with anything else they do not."""
-    return [(0,)] if op.attrs.get("value", 0) == 0 else []
+    """Entries that every device overwrites with 0 (or an infinity) still add up; with anything else they do not."""
+    return [(0,)] if op.attrs.get("value", 0) in (0, inf, -inf) else []
 
 
 def _where(op: Op) -> Linear:
@@ -81,15 +82,12 @@ LINEAR: dict[str, Linear | Callable[[Op], Linear]] = {
 
 UNTAGGED: dict[str, Linear | Callable[[Op], Linear]] = {
     "aten._to_copy": _float_to_float,
-    "aten.to": _float_to_float,
     "aten.detach": FIRST,
     "aten.alias": FIRST,
-    "aten.contiguous": FIRST,
     "aten.lift_fresh_copy": FIRST,
     "aten.zeros_like": FIRST,
     "aten.ones_like": [],
     "aten.full_like": [],
-    "aten.empty_like": [],
     "aten.fill": [],
     "aten.masked_fill.Tensor": [(0, 2)],
     "aten.softplus_backward": FIRST,
@@ -122,14 +120,18 @@ def is_pointwise(name: str) -> bool:
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
-@rule(*UNTAGGED)
 def pointwise(op: Op) -> Rule:
     """Dims aligned from the right; a dim of size one against a longer one is `1`."""
-    out = [(f"d{i}",) for i in range(max(len(r.type.shape) for r in op.results))]
-    operands = [None if v is None else out[len(out) - len(v.type.shape) :] for v in op.flat_operands()]
-    results = [out[len(out) - len(r.type.shape) :] for r in op.results]
+    out: Groups = [(f"d{i}",) for i in range(max(len(r.type.shape) for r in op.results))]
+    operands: list[Groups | None] = [
+        None if v is None else out[len(out) - len(v.type.shape) :] for v in op.flat_operands()
+    ]
+    results: list[Groups] = [out[len(out) - len(r.type.shape) :] for r in op.results]
     sizes = {f"d{i}": n for i, n in enumerate(result_shape(op))}
     found = UNTAGGED.get(op.name, LINEAR.get(op.name))
     if found is None:
         found = LINEAR.get(packet(op.name), UNTAGGED.get(packet(op.name), []))
     return make_rule(op, operands, results, sizes, linear=found(op) if callable(found) else found)
+
+
+rule(*UNTAGGED)(pointwise)

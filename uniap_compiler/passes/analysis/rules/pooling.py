@@ -8,9 +8,8 @@ from .spell import spell
 from .table import rule
 
 FORWARD = (
-    "aten.avg_pool2d", "aten._adaptive_avg_pool2d", "aten.adaptive_avg_pool2d", "aten.upsample_nearest2d",
-    "aten.upsample_bilinear2d", "aten.upsample_nearest2d_backward", "aten.upsample_bilinear2d_backward",
-    "aten.reflection_pad2d", "aten.replication_pad2d",
+    "aten.avg_pool2d", "aten._adaptive_avg_pool2d", "aten.upsample_nearest2d", "aten.upsample_bilinear2d",
+    "aten.upsample_nearest2d_backward", "aten.upsample_bilinear2d_backward", "aten.reflection_pad2d",
 )  # fmt: skip
 
 
@@ -19,12 +18,7 @@ def linear_pool(op: Op) -> Rule:
     return spell(op, "b* h w -> b* y x | keep h w y x | linear 0")
 
 
-@rule("aten.avg_pool1d")
-def avg_pool1d(op: Op) -> Rule:
-    return spell(op, "b* h -> b* y | keep h y | linear 0")
-
-
-@rule("aten.max_pool2d_with_indices", "aten.max_pool2d", "aten.adaptive_max_pool2d")
+@rule("aten.max_pool2d_with_indices", "aten.adaptive_max_pool2d")
 def max_pool(op: Op) -> Rule:
     """The indices count inside one channel, so they are the same on shards."""
     return spell(op, "b* h w -> " + ", ".join("b* y x" for _ in op.results) + " | keep h w y x")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from uniap_compiler.ir import Op, Rule
 
+from .pointwise import pointwise
 from .spell import Groups, make_rule, shape_of
 from .table import packet, rule
 
@@ -27,7 +28,6 @@ KIND = {
     "aten.all": "keep",
     "aten.logsumexp": "keep",
     "aten.linalg_vector_norm": "keep",
-    "aten.median": "keep",
 }
 LINEAR = ("aten.sum", "aten.mean")
 
@@ -38,14 +38,13 @@ def reduced_dims(op: Op) -> list[int]:
     dim = op.attrs.get("dim")
     if dim is None or dim == [] or dim == ():
         return list(range(rank))
-    return sorted(int(d) % rank for d in (dim if isinstance(dim, (list, tuple)) else [dim])) if rank else []
+    dims = [d for d in (dim if isinstance(dim, (list, tuple)) else [dim]) if isinstance(d, int)]
+    return sorted(d % rank for d in dims) if rank else []
 
 
 @rule(*KIND, "aten.max.dim", "aten.min.dim")
 def reduction(op: Op) -> Rule:
     if len(op.flat_operands()) > 1:  # aten.max.other, aten.min.other
-        from .pointwise import pointwise
-
         return pointwise(op)
     name = packet(op.name)
     over = reduced_dims(op)
@@ -67,7 +66,7 @@ def reduction(op: Op) -> Rule:
     )
 
 
-@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.sort", "aten.topk", "aten.argsort")
+@rule("aten.cumsum", "aten.cumprod", "aten.sort", "aten.topk")
 def along(op: Op) -> Rule:
     """Results of the same rank; the dim is needed whole, and may change its length."""
     rank = len(shape_of(op, 0))

@@ -39,7 +39,7 @@ def spell(op: Op, text: str, **sizes: int) -> Rule:
     shapes = [[as_int(d) for d in v.type.shape] if v is not None else None for v in flat]
     results = [t.strip() for t in right.split(",")]
     operand_groups = _expand(terms, shapes, sizes)
-    result_groups = _expand(results, [result_shape(op, i) for i in range(len(op.results))], sizes)
+    result_groups = [g or [] for g in _expand(results, [result_shape(op, i) for i in range(len(op.results))], sizes)]
     reduce: dict[str, str] = {}
     keep: list[str] = []
     offset: list[str] = []
@@ -70,7 +70,7 @@ def make_rule(
     offset: Sequence[str] = (),
     linear: Sequence[Sequence[int]] = (),
 ) -> Rule:
-    """A rule out of lists of factors: sizes are at B = PRIME, factors of size one disappear, dims of size one are `1`."""
+    """A rule out of lists of factors (sizes at B = PRIME); factors of size one disappear, dims of size one are `1`."""
     known = dict(sizes)
     flat = op.flat_operands()
     shapes = [[as_int(d) for d in v.type.shape] if v is not None else None for v in flat]

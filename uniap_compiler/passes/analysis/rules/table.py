@@ -8,7 +8,7 @@ from functools import cache
 
 from uniap_compiler.ir import Op, Rule
 
-from .spell import make_rule, result_shape, shape_of
+from .spell import Groups, make_rule, result_shape, shape_of
 
 Entry = Callable[[Op], "Rule | Sequence[Rule]"]
 
@@ -74,11 +74,11 @@ def alternatives(op: Op) -> list[Rule]:
 
 def opaque(op: Op) -> Rule:
     """Every dim a factor of its own that cannot be split."""
-    operands = [
+    operands: list[Groups | None] = [
         None if v is None else [(f"x{p}_{i}",) for i in range(len(v.type.shape))]
         for p, v in enumerate(op.flat_operands())
     ]
-    results = [[(f"y{p}_{i}",) for i in range(len(r.type.shape))] for p, r in enumerate(op.results)]
+    results: list[Groups] = [[(f"y{p}_{i}",) for i in range(len(r.type.shape))] for p, r in enumerate(op.results)]
     sizes = {f"x{p}_{i}": n for p, g in enumerate(operands) if g is not None for i, n in enumerate(shape_of(op, p))}
     sizes |= {f"y{p}_{i}": n for p in range(len(results)) for i, n in enumerate(result_shape(op, p))}
     return make_rule(op, operands, results, sizes, keep=tuple(sizes))

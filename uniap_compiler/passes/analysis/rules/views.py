@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from uniap_compiler.ir import Op, Rule
 
 from ..factors import common_cuts
-from .spell import Groups, make_rule, result_shape, shape_of
-from .table import rule
+from .spell import Groups, make_rule, result_shape, shape_of, spell
+from .table import opaque, rule
 
 
-@rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.view_copy")
+@rule("aten.view", "aten._unsafe_view", "aten.reshape")
 def reshape(op: Op) -> Sequence[Rule]:
+    if op.name == "aten.view.dtype":
+        return [opaque(op)]
     source, target = shape_of(op, 0), result_shape(op)
     return [_reshape(op, source, target, fine=True), _reshape(op, source, target, fine=False)]
 
@@ -73,15 +75,15 @@ def _runs(source: list[int], target: list[int]) -> list[tuple[list[int], list[in
     return runs
 
 
-@rule("aten.permute", "aten.permute_copy")
+@rule("aten.permute")
 def permute(op: Op) -> Rule:
     order = op.attrs["dims"]
     assert isinstance(order, (list, tuple))
     rank = len(order)
-    return _moved(op, [int(d) % rank for d in order])  # type: ignore[arg-type]
+    return _moved(op, [int(d) % rank for d in order])
 
 
-@rule("aten.transpose.int", "aten.transpose", "aten.swapaxes")
+@rule("aten.transpose.int")
 def transpose(op: Op) -> Rule:
     rank = len(shape_of(op, 0))
     order = list(range(rank))
@@ -90,7 +92,7 @@ def transpose(op: Op) -> Rule:
     return _moved(op, order)
 
 
-@rule("aten.t", "aten.numpy_T")
+@rule("aten.t")
 def t(op: Op) -> Rule:
     return _moved(op, list(range(len(shape_of(op, 0))))[::-1])
 
@@ -110,7 +112,7 @@ def unsqueeze(op: Op) -> Rule:
     return make_rule(op, [left], [right], {}, linear=[(0,)])
 
 
-@rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
+@rule("aten.expand")
 def expand(op: Op) -> Rule:
     """New or stretched dims are factors of the result only: each device makes its part of the copies."""
     out: Groups = [(f"d{i}",) for i in range(len(result_shape(op)))]
@@ -136,8 +138,6 @@ def repeat_interleave(op: Op) -> Rule:
     source = shape_of(op, 0)
     dim = op.attrs.get("dim")
     if dim is None:
-        from .table import opaque
-
         return opaque(op)
     at = int(dim) % len(source)  # type: ignore[arg-type]
     left: Groups = [(f"d{i}",) for i in range(len(source))]
@@ -147,7 +147,5 @@ def repeat_interleave(op: Op) -> Rule:
 
 @rule("aten.pixel_shuffle")
 def pixel_shuffle(op: Op) -> Rule:
-    from .spell import spell
-
     r = int(op.attrs["upscale_factor"])  # type: ignore[arg-type]
-    return spell(op, "b* (c p q) h w -> b* c (h p) (w q) | linear 0", p=r, q=r)
+    return spell(op, "b* (c p q) h w -> b* c (h p) (w q) | keep p q | linear 0", p=r, q=r)
