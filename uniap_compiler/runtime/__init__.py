@@ -1,4 +1,4 @@
-"""The small library that is copied into every bundle: groups, collectives, kernels, the schedule loop, optimizer, data, checkpoints.
+"""The small library that is copied into every bundle: collectives, kernels, the schedule loop, optimizer, data.
 
 Imports torch and the standard library only, with relative imports only, so that it works as `uniap_compiler.runtime`
 and as `runtime` inside a bundle.  docs/bundle.md describes the files that it reads.

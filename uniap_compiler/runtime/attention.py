@@ -28,7 +28,13 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) 
         return "cpu"
     if q.device.type == "cuda":
         half = q.dtype in (torch.float16, torch.bfloat16)
-        if half and mask is None and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and torch.cuda.get_device_capability(q.device) >= (8, 0):
+        if (
+            half
+            and mask is None
+            and q.shape[-1] % 8 == 0
+            and q.shape[-1] <= 256
+            and torch.cuda.get_device_capability(q.device) >= (8, 0)
+        ):
             return "cuda"
     return "math"
 
@@ -52,13 +58,17 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 and 0 not in x.stride() else x.contiguous()
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
     kernel = _kernel(q, k, v, mask, causal)
     if kernel == "math":
         return _math(q, k, v, mask, causal, scale)
     q4, k4, v4 = _dense(_four(q)), _dense(_four(k)), _dense(_four(v))
     if kernel == "cpu":
-        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q4, k4, v4, 0.0, causal, attn_mask=_flash_mask(mask, q), scale=scale)
+        out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+            q4, k4, v4, 0.0, causal, attn_mask=_flash_mask(mask, q), scale=scale
+        )
     else:
         out, lse = aten._scaled_dot_product_flash_attention(q4, k4, v4, 0.0, causal, False, scale=scale)[:2]
     return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
@@ -82,7 +92,21 @@ def attention_backward(
     else:
         seed = torch.zeros((), dtype=torch.int64, device=q.device)
         grads = aten._scaled_dot_product_flash_attention_backward(
-            g4, q4, k4, v4, o4, l4.contiguous(), None, None, q4.shape[-2], k4.shape[-2], 0.0, causal, seed, seed, scale=scale
+            g4,
+            q4,
+            k4,
+            v4,
+            o4,
+            l4.contiguous(),
+            None,
+            None,
+            q4.shape[-2],
+            k4.shape[-2],
+            0.0,
+            causal,
+            seed,
+            seed,
+            scale=scale,
         )
     return tuple(g.reshape(x.shape) for g, x in zip(grads, (q, k, v), strict=True))
 

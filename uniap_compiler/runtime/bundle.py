@@ -54,7 +54,9 @@ class Bundle:
             raise BundleError(f"{root / 'manifest.json'} is not JSON ({error})", everywhere=True) from None
         found = self.manifest.get("format") if isinstance(self.manifest, dict) else None
         if found != FORMAT:
-            raise BundleError(f"{root} has format {found!r}, this runtime reads {FORMAT!r}", "compile it again", everywhere=True)
+            raise BundleError(
+                f"{root} has format {found!r}, this runtime reads {FORMAT!r}", "compile it again", everywhere=True
+            )
         self.package = package or make_package(root)
 
     @property
@@ -94,7 +96,9 @@ class Bundle:
             try:
                 found = _sha256(path)
             except OSError:
-                raise BundleError(f"{name} is missing from the bundle {self.root}", "compile it again", everywhere=True) from None
+                raise BundleError(
+                    f"{name} is missing from the bundle {self.root}", "compile it again", everywhere=True
+                ) from None
             if found == wanted:
                 continue
             if name.startswith("ranks/"):

@@ -1,6 +1,6 @@
 """Save and resume under the same plan, exactly.
 
-    DIR/step_00000100/rank_0003.pt      parameters, buffers, optimizer state of one rank (torch.save, read with weights_only)
+    DIR/step_00000100/rank_0003.pt      parameters, buffers, optimizer state of one rank (read with weights_only)
     DIR/step_00000100/checkpoint.json   written last, by rank 0: without it the checkpoint is not complete
 
 Each file is written beside its place and renamed.  Values that `refresh_parameters` derives are not saved.
@@ -28,15 +28,26 @@ def save(directory: Path, bundle: Bundle, training: Training, step: int, positio
     folder = directory / f"step_{step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     derived = training.derived()
-    kept = {role: x.detach() for role, x in training.tensors.items() if role.startswith(("param:", "buffer:")) and role not in derived}
+    kept = {
+        role: x.detach()
+        for role, x in training.tensors.items()
+        if role.startswith(("param:", "buffer:")) and role not in derived
+    }
     content = {
-        "format": _FORMAT, "fingerprint": bundle.fingerprint, "rank": training.comm.rank, "step": step, "position": position,
+        "format": _FORMAT, "fingerprint": bundle.fingerprint, "rank": training.comm.rank,
+        "step": step, "position": position,
         "optimizer": training.optimizer.kind, "tensors": kept, "state": training.optimizer.state,
     }  # fmt: skip
     _write(folder / f"{bundle.rank_name(training.comm.rank)}.pt", lambda path: torch.save(content, path))
     training.comm.barrier()
     if training.comm.rank == 0:
-        about = {"format": _FORMAT, "fingerprint": bundle.fingerprint, "step": step, "position": position, "world_size": bundle.world_size}
+        about = {
+            "format": _FORMAT,
+            "fingerprint": bundle.fingerprint,
+            "step": step,
+            "position": position,
+            "world_size": bundle.world_size,
+        }
         _write(folder / "checkpoint.json", lambda path: path.write_text(json.dumps(about) + "\n"))
     training.comm.barrier()
     return folder
@@ -56,7 +67,9 @@ def latest(directory: Path) -> Path:
         return directory
     if not directory.is_dir():
         raise BundleError(f"--resume {directory}: there is no such folder", everywhere=True)
-    complete = [p for p in directory.iterdir() if re.fullmatch(r"step_\d+", p.name) and (p / "checkpoint.json").is_file()]
+    complete = [
+        p for p in directory.iterdir() if re.fullmatch(r"step_\d+", p.name) and (p / "checkpoint.json").is_file()
+    ]
     if not complete:
         raise BundleError(f"--resume {directory}: no complete checkpoint in it", everywhere=True)
     return max(complete, key=lambda p: int(p.name.removeprefix("step_")))
@@ -68,10 +81,13 @@ def read_about(folder: Path, bundle: Bundle) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BundleError(f"the checkpoint {folder} cannot be read: {error}", everywhere=True) from None
     if about.get("format") != _FORMAT:
-        raise BundleError(f"{folder} has format {about.get('format')!r}, this runtime reads {_FORMAT!r}", everywhere=True)
+        raise BundleError(
+            f"{folder} has format {about.get('format')!r}, this runtime reads {_FORMAT!r}", everywhere=True
+        )
     if about["fingerprint"] != bundle.fingerprint:
         raise BundleError(
-            f"the checkpoint {folder} belongs to another bundle (fingerprint {about['fingerprint'][:12]}, this one is {bundle.fingerprint[:12]})",
+            f"the checkpoint {folder} belongs to another bundle "
+            f"(fingerprint {about['fingerprint'][:12]}, this one is {bundle.fingerprint[:12]})",
             "resume it with the bundle that saved it",
             everywhere=True,
         )
@@ -88,10 +104,18 @@ def resume(folder: Path, bundle: Bundle, training: Training) -> tuple[int, int]:
         raise BundleError(f"the checkpoint {folder} has no {path.name}") from None
     except Exception as error:
         raise BundleError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if (content["fingerprint"], content["rank"], content["step"]) != (bundle.fingerprint, training.comm.rank, about["step"]):
-        raise BundleError(f"{path} does not belong to this checkpoint: it is of rank {content['rank']}, step {content['step']}")
+    if (content["fingerprint"], content["rank"], content["step"]) != (
+        bundle.fingerprint,
+        training.comm.rank,
+        about["step"],
+    ):
+        raise BundleError(
+            f"{path} does not belong to this checkpoint: it is of rank {content['rank']}, step {content['step']}"
+        )
     if content["optimizer"] != training.optimizer.kind:
-        raise BundleError(f"the checkpoint {folder} was trained with {content['optimizer']}, this bundle uses {training.optimizer.kind}")
+        raise BundleError(
+            f"the checkpoint {folder} was trained with {content['optimizer']}, not {training.optimizer.kind}"
+        )
     for role, x in content["tensors"].items():
         training.tensors[role].copy_(x)
     training.optimizer.state = content["state"]

@@ -9,7 +9,7 @@ alone, and its collectives are identities.  Groups of several ranks are created 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,7 +63,7 @@ class Group:
 
 
 def distinct_groups(groups: Groups, world_size: int) -> list[tuple[int, ...]]:
-    """Every set of several ranks once, in the order in which all ranks create them (the world itself is not among them)."""
+    """Every set of several ranks once, in the order in which all ranks create them; without the world."""
     found: dict[tuple[int, ...], None] = {}
     for name, lists in groups.items():
         seen: set[int] = set()
@@ -79,13 +79,15 @@ def distinct_groups(groups: Groups, world_size: int) -> list[tuple[int, ...]]:
 
 
 class Communicator:
-    """The methods for generated code.  A child supplies _reduce, _gather, _scatter, _exchange, isend, irecv, barrier, flush."""
+    """The methods for generated code.  A child supplies the primitives below."""
 
     rank: int
     world_size: int
     device: torch.device
 
-    def __init__(self, rank: int, world_size: int, groups: Groups, stages: list[list[int]], device: torch.device) -> None:
+    def __init__(
+        self, rank: int, world_size: int, groups: Groups, stages: list[list[int]], device: torch.device
+    ) -> None:
         self.rank, self.world_size, self.device = rank, world_size, device
         self.stage = next((i for i, ranks in enumerate(stages) if rank in ranks), 0)
         self.peers = [ranks[stages[self.stage].index(rank)] for ranks in stages] if stages else [rank]
@@ -133,10 +135,6 @@ class Communicator:
         """My place among the ranks of my group: which slice of a dim that is split over it is mine."""
         return self.group(group).position
 
-    def coordinate(self, group: str) -> int:
-        """My position in a group: the index of my piece."""
-        return self.group(group).position
-
     def wait(self, handle: Pending) -> torch.Tensor:
         return handle.wait()
 
@@ -168,7 +166,9 @@ class Communicator:
         concat_dim = pieces.normalize(concat_dim, x.dim())
         stacked = pieces.split(x, g.size, split_dim, split_outer).contiguous()
         if stacked.shape[concat_dim + 1] % concat_outer:
-            raise ValueError(f"all_to_all: dim {concat_dim} of {list(x.shape)} does not divide into {concat_outer} blocks")
+            raise ValueError(
+                f"all_to_all: dim {concat_dim} of {list(x.shape)} does not divide into {concat_outer} blocks"
+            )
         return Then(self._exchange(stacked, g), lambda got: pieces.join(got, concat_dim, concat_outer))
 
     def all_reduce(self, x: torch.Tensor, group: str, op: str = "sum") -> torch.Tensor:
@@ -185,6 +185,61 @@ class Communicator:
     ) -> torch.Tensor:
         return self.all_to_all_start(x, group, split_dim, concat_dim, split_outer, concat_outer).wait()
 
+    # -- several tensors of one group with few messages: gradients and parameters, once per step ----------------------
+
+    def all_reduce_many(self, xs: Sequence[torch.Tensor], group: str, op: str = "sum") -> list[torch.Tensor]:
+        def start(bucket: list[int]) -> Pending:
+            return self.all_reduce_start(torch.cat([xs[i].reshape(-1) for i in bucket]), group, op)
+
+        def finish(flat: torch.Tensor, bucket: list[int]) -> list[torch.Tensor]:
+            parts = flat.split([xs[i].numel() for i in bucket])
+            return [part.view(xs[i].shape) for part, i in zip(parts, bucket, strict=True)]
+
+        return self._many(xs, group, start, finish)
+
+    def reduce_scatter_many(
+        self, xs: Sequence[torch.Tensor], group: str, dims: Sequence[int], outers: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        n = self.group(group).size
+        pieces_of = [pieces.split(x, n, d, o) for x, d, o in zip(xs, dims, outers or [1] * len(xs), strict=True)]
+
+        def start(bucket: list[int]) -> Pending:
+            return self.reduce_scatter_start(torch.cat([pieces_of[i].reshape(n, -1) for i in bucket], 1), group, 0)
+
+        def finish(flat: torch.Tensor, bucket: list[int]) -> list[torch.Tensor]:
+            parts = flat.view(-1).split([pieces_of[i][0].numel() for i in bucket])
+            return [part.view(pieces_of[i].shape[1:]) for part, i in zip(parts, bucket, strict=True)]
+
+        return self._many(xs, group, start, finish)
+
+    def all_gather_many(
+        self, xs: Sequence[torch.Tensor], group: str, dims: Sequence[int], outers: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        n = self.group(group).size
+        blocks = outers or [1] * len(xs)
+
+        def start(bucket: list[int]) -> Pending:
+            return self.all_gather_start(torch.cat([xs[i].reshape(1, -1) for i in bucket], 1), group, 0)
+
+        def finish(flat: torch.Tensor, bucket: list[int]) -> list[torch.Tensor]:
+            parts = flat.split([xs[i].numel() for i in bucket], 1)
+            stacked = [part.reshape(n, *xs[i].shape) for part, i in zip(parts, bucket, strict=True)]
+            return [pieces.join(s, dims[i], blocks[i]) for s, i in zip(stacked, bucket, strict=True)]
+
+        return self._many(xs, group, start, finish)
+
+    def _many(
+        self, xs: Sequence[torch.Tensor], group: str, start: Callable[[list[int]], Pending],
+        finish: Callable[[torch.Tensor, list[int]], list[torch.Tensor]],
+    ) -> list[torch.Tensor]:  # fmt: skip
+        if self.group(group).size == 1:
+            return list(xs)
+        flying = [(start(bucket), bucket) for bucket in _buckets(xs)]
+        results: dict[int, torch.Tensor] = {}
+        for pending, bucket in flying:
+            results.update(zip(bucket, finish(pending.wait(), bucket), strict=True))
+        return [results[i] for i in range(len(xs))]
+
     def slice(self, x: torch.Tensor, group: str, dim: int, outer: int = 1) -> torch.Tensor:
         g = self.group(group)
         # contiguous: a view would keep the whole tensor alive (one along dim 0, as of inputs, is contiguous as it is)
@@ -200,13 +255,28 @@ class Communicator:
         self._sent.append(self.isend(x, self.peers[to_stage], TIED))
 
     def recv(self, shape: list[int], dtype: torch.dtype | str, from_stage: int) -> torch.Tensor:
-        if isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
-        return self.irecv(list(shape), dtype, self.peers[from_stage], TIED).wait()
+        wanted: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        return self.irecv(list(shape), wanted, self.peers[from_stage], TIED).wait()
 
     def flush(self) -> None:
         while self._sent:
             self._sent.pop(0).wait()
 
 
+def _buckets(xs: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Positions of tensors of one dtype, in order, up to BUCKET bytes together."""
+    buckets: list[list[int]] = []
+    open_bucket: dict[torch.dtype, tuple[list[int], int]] = {}
+    for i, x in enumerate(xs):
+        size = x.numel() * x.element_size()
+        bucket, held = open_bucket.get(x.dtype, ([], BUCKET))
+        if held + size > BUCKET:
+            bucket, held = [], 0
+            buckets.append(bucket)
+        bucket.append(i)
+        open_bucket[x.dtype] = (bucket, held + size)
+    return buckets
+
+
+BUCKET = 16 * 2**20  # bytes of one message of the *_many methods
 TIED = 1  # the tag of send/recv between stages; the schedule's transfers have tags from 2 on

@@ -12,7 +12,7 @@ multiplies and views back, with a copy where the strides leave no other way.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import prod
 
 import torch
@@ -39,7 +39,7 @@ class _Plan:
     order: tuple[int, ...] | None  # permutation from the result's natural order to the wanted one
 
 
-@lru_cache(maxsize=None)
+@cache
 def plan(equation: str) -> _Plan:
     try:
         left, right = equation.split("->")
@@ -84,7 +84,7 @@ def _operand(term: tuple[str, ...], batch: tuple[str, ...], rows: tuple[str, ...
 
 
 def _matrix(x: torch.Tensor, how: _Operand) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
-    """x as [batch.., rows, contracted] (a batch dim only when there is one), the batch sizes and the sizes of its rows."""
+    """x as [batch, rows, contracted] (batch only when there is one), the batch sizes and the sizes of its rows."""
     if how.summed:
         x = x.sum(how.summed)
     if how.order is not None:

@@ -45,7 +45,9 @@ def from_item(item: Any, inputs: Sequence[Mapping[str, Any]]) -> Paths:
     """One item of the stream: the batch, or (batch, targets) when the programme has targets."""
     if any(i["path"].split(".")[0] == "targets" for i in inputs):
         if not isinstance(item, (list, tuple)) or len(item) != 2:
-            raise BundleError("the programme has targets: each item of the data must be a pair (batch, targets)", everywhere=True)
+            raise BundleError(
+                "the programme has targets: each item of the data must be a pair (batch, targets)", everywhere=True
+            )
         return flatten(*item)
     return flatten(item)
 
@@ -64,7 +66,9 @@ def cut(batch: Paths, manifest: Mapping[str, Any], wanted: Iterable[str] | None 
         x = batch[path]
         needed = [shape[0] * count, *shape[1:]]
         if list(x.shape) != needed:
-            raise BundleError(f"{path} has shape {list(x.shape)}, the bundle was compiled for {needed}", everywhere=True)
+            raise BundleError(
+                f"{path} has shape {list(x.shape)}, the bundle was compiled for {needed}", everywhere=True
+            )
         if x.dtype != dtype:
             same_kind = x.dtype.is_floating_point == dtype.is_floating_point and torch.bool not in (x.dtype, dtype)
             if not same_kind:
@@ -108,7 +112,9 @@ class Stream:
         try:
             return next(self._iterator)
         except StopIteration:
-            raise BundleError("the data are empty (or an iterator that was used up: give a function)", everywhere=True) from None
+            raise BundleError(
+                "the data are empty (or an iterator that was used up: give a function)", everywhere=True
+            ) from None
 
     def __next__(self) -> Any:
         item = self._raw()
@@ -135,7 +141,9 @@ def load(where: str, manifest: Mapping[str, Any], seed: int = 0, start: int = 0)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise BundleError(f"--data {where}: {file} cannot be imported: {type(error).__name__}: {error}", everywhere=True) from error
+        raise BundleError(
+            f"--data {where}: {file} cannot be imported: {type(error).__name__}: {error}", everywhere=True
+        ) from error
     finally:
         sys.path.remove(str(path.parent))
     if not hasattr(module, name):
@@ -149,7 +157,9 @@ def byte_batches(path: Path, manifest: Mapping[str, Any]) -> Callable[..., Itera
     shapes = {tuple(i["shape"]) for i in inputs}
     integers = all(i["dtype"] in ("int64", "int32") for i in inputs)
     if len(shapes) != 1 or len(inputs) > 2 or len(inputs[0]["shape"]) != 2 or not integers:
-        raise BundleError("--data bytes: needs one or two integer inputs [batch, sequence]: give FILE.py:batches", everywhere=True)
+        raise BundleError(
+            "--data bytes: needs one or two integer inputs [batch, sequence]: give FILE.py:batches", everywhere=True
+        )
     rows, length = int(inputs[0]["shape"][0]) * int(manifest["micro_batches"]), int(inputs[0]["shape"][1])
     # Of two inputs the targets are the one that is called so; else the second.
     order = sorted((i["path"] for i in inputs), key=lambda p: any(w in p for w in ("target", "label")))
@@ -158,7 +168,9 @@ def byte_batches(path: Path, manifest: Mapping[str, Any]) -> Callable[..., Itera
     except (OSError, ValueError) as error:
         raise BundleError(f"--data bytes:{path}: {error}", everywhere=True) from None
     if len(text) <= length + 1:
-        raise BundleError(f"--data bytes:{path}: {len(text)} bytes are fewer than a sequence of {length}", everywhere=True)
+        raise BundleError(
+            f"--data bytes:{path}: {len(text)} bytes are fewer than a sequence of {length}", everywhere=True
+        )
 
     def batches(seed: int = 0, start: int = 0) -> Iterator[Any]:
         window = torch.arange(length)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class BundleError(Exception):
-    """Something is wrong with the bundle, its start or its data.  `everywhere`: every rank sees the same, so one says it."""
+    """Something is wrong with the bundle, its start or its data.  `everywhere`: every rank sees it, one says it."""
 
     def __init__(self, message: str, help: str | None = None, everywhere: bool = False) -> None:
         super().__init__(message if help is None else f"{message}\n  help: {help}")

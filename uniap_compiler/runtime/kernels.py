@@ -16,7 +16,8 @@ from .contraction import contract
 
 __all__ = [
     "REPLACED", "attention", "attention_backward", "contract", "cross_entropy", "cross_entropy_backward", "embedding",
-    "embedding_backward", "native_group_norm_backward", "native_layer_norm_backward", "pick", "pick_backward", "sum_exp",
+    "embedding_backward", "native_group_norm_backward", "native_layer_norm_backward", "pick", "pick_backward",
+    "sum_exp",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -43,7 +44,9 @@ def pick(logits: Tensor, target: Tensor, *, ignore_index: int | None = None, off
     return logits.gather(-1, local.unsqueeze(-1)).squeeze(-1).masked_fill(~inside, 0.0)
 
 
-def pick_backward(grad: Tensor, target: Tensor, *, num_classes: int, ignore_index: int | None = None, offset: int = 0) -> Tensor:
+def pick_backward(
+    grad: Tensor, target: Tensor, *, num_classes: int, ignore_index: int | None = None, offset: int = 0
+) -> Tensor:
     local, inside = _local(target, num_classes, ignore_index, offset)
     result = grad.new_zeros((*target.shape, num_classes))
     return result.scatter_(-1, local.unsqueeze(-1), grad.masked_fill(~inside, 0.0).unsqueeze(-1))
@@ -64,21 +67,26 @@ def cross_entropy_backward(
         grad = grad.masked_fill(target == ignore_index, 0.0)
     local, inside = _local(target, logits.shape[-1], ignore_index, offset)
     result = (logits - lse.unsqueeze(-1)).exp_().mul_(grad.unsqueeze(-1))
-    return result.scatter_add_(-1, local.unsqueeze(-1), grad.masked_fill(~inside, 0.0).neg().to(result.dtype).unsqueeze(-1))
+    return result.scatter_add_(
+        -1, local.unsqueeze(-1), grad.masked_fill(~inside, 0.0).neg().to(result.dtype).unsqueeze(-1)
+    )
 
 
 def embedding(weight: Tensor, indices: Tensor, *, padding_idx: int = -1, offset: int | None = None) -> Tensor:
-    """weight[indices].  With an offset the weight is a slice of the rows, and rows outside it give 0; without one an index
-    out of range is an error of the data.  (padding_idx matters in backward only.)"""
+    """weight[indices].  With an offset the weight is a slice of the rows, and rows outside it give 0; without one
+    an index out of range is an error of the data.  (padding_idx matters in backward only.)"""
     if offset is None:
-        return aten.embedding.default(weight, indices)
+        result: Tensor = aten.embedding.default(weight, indices)
+        return result
     local = indices - offset
     inside = (local >= 0) & (local < weight.shape[0])
-    rows = aten.embedding.default(weight, local.masked_fill(~inside, 0))
+    rows: Tensor = aten.embedding.default(weight, local.masked_fill(~inside, 0))
     return rows.masked_fill_(~inside.unsqueeze(-1), 0.0)
 
 
-def embedding_backward(grad: Tensor, indices: Tensor, *, num_weights: int, padding_idx: int = -1, offset: int = 0) -> Tensor:
+def embedding_backward(
+    grad: Tensor, indices: Tensor, *, num_weights: int, padding_idx: int = -1, offset: int = 0
+) -> Tensor:
     """The gradient of the local rows; indices outside them, and the padding row, are dropped."""
     local = indices - offset if offset else indices
     inside = (local >= 0) & (local < num_weights)
@@ -91,18 +99,34 @@ def embedding_backward(grad: Tensor, indices: Tensor, *, num_weights: int, paddi
 
 
 def native_layer_norm_backward(
-    grad: Tensor, x: Tensor, normalized_shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None,
-    output_mask: list[bool],
+    grad: Tensor, x: Tensor, normalized_shape: list[int], mean: Tensor, rstd: Tensor, weight: Tensor | None,
+    bias: Tensor | None, output_mask: list[bool],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """aten's CPU kernel reads mean and rstd as if they were contiguous."""
     result: tuple[Tensor | None, ...] = aten.native_layer_norm_backward.default(
-        grad.contiguous(), x.contiguous(), normalized_shape, mean.contiguous(), rstd.contiguous(), weight, bias, output_mask
+        grad.contiguous(),
+        x.contiguous(),
+        normalized_shape,
+        mean.contiguous(),
+        rstd.contiguous(),
+        weight,
+        bias,
+        output_mask,
     )
     return result
 
 
 def native_group_norm_backward(
-    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, N: int, C: int, HxW: int, group: int, output_mask: list[bool]
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    N: int,
+    C: int,
+    HxW: int,
+    group: int,
+    output_mask: list[bool],
 ) -> tuple[Tensor | None, ...]:
     """The same care for group norm."""
     result: tuple[Tensor | None, ...] = aten.native_group_norm_backward.default(

@@ -30,19 +30,36 @@ from .training import Training
 
 def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train.py", description="Train with this bundle (start it with torchrun).")
-    parser.add_argument("--data", required=True, help="FILE.py:NAME (an iterable of batches or a function that returns one) or bytes:FILE")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="FILE.py:NAME (an iterable of batches or a function that returns one) or bytes:FILE",
+    )
     parser.add_argument("--steps", type=int, default=100, help="stop after this many steps in all (100)")
     parser.add_argument("--lr", type=float, help="learning rate (default: the task's)")
     parser.add_argument("--clip", type=float, help="clip the norm of the whole gradient to this")
     parser.add_argument("--seed", type=int, default=0, help="given to the data and to torch (0)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--save", type=Path, metavar="DIR", help="write checkpoints here, at the end and every --save-every steps")
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="write checkpoints here, at the end and every --save-every steps"
+    )
     parser.add_argument("--save-every", type=int, default=0, metavar="N")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on from a checkpoint, or from the latest in a folder")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="one JSON line per step (default: metrics.jsonl beside the checkpoints or here)")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a safetensors file of parameters instead of the bundle's")
+    parser.add_argument(
+        "--resume", type=Path, metavar="DIR", help="go on from a checkpoint, or from the latest in a folder"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="one JSON line per step (default: metrics.jsonl beside the checkpoints or here)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="a safetensors file of parameters instead of the bundle's"
+    )
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="of every communication (600)")
-    parser.add_argument("--log-every", type=int, default=1, metavar="N", help="steps between progress lines (1; 0: none)")
+    parser.add_argument(
+        "--log-every", type=int, default=1, metavar="N", help="steps between progress lines (1; 0: none)"
+    )
     parser.add_argument("--allow-changes", action="store_true", help="run although files of the bundle were changed")
     return parser.parse_args(argv)
 
@@ -100,7 +117,9 @@ def _train(root: Path, package: str, options: argparse.Namespace) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     stream = data.load(options.data, bundle.manifest, options.seed, int(about["position"]))
     comm = _join(bundle, module, device, timedelta(seconds=options.timeout))
-    training = Training(bundle, module, comm, Optimizer(bundle.manifest["optimizer"], options.lr), options.clip, options.weights)
+    training = Training(
+        bundle, module, comm, Optimizer(bundle.manifest["optimizer"], options.lr), options.clip, options.weights
+    )
     done = checkpoint.resume(resume, bundle, training)[0] if resume else 0
     comm.warm_up()
     try:
@@ -114,7 +133,9 @@ def _steps(bundle: Bundle, training: Training, stream: data.Stream, done: int, o
     rank = training.comm.rank
     path = options.metrics or ((options.save or Path(".")) / "metrics.jsonl")
     metrics = Metrics(bundle.manifest, path, append=done > 0) if rank == 0 else None
-    wanted = {r.removeprefix("input:") for roles in training.loop.stage.ARGS.values() for r in roles if r.startswith("input:")}
+    wanted = {
+        r.removeprefix("input:") for roles in training.loop.stage.ARGS.values() for r in roles if r.startswith("input:")
+    }
     for step in range(done + 1, options.steps + 1):
         start = time.perf_counter()
         batch = data.next_batch(stream, bundle.manifest, wanted)
@@ -163,7 +184,9 @@ def _join(bundle: Bundle, module: Any, device: torch.device, timeout: timedelta)
         _compare(bundle, timeout)
         return ProcessGroups(module.GROUPS, module.STAGES, device, timeout)
     except (RuntimeError, dist.DistError) as error:
-        raise CommunicationError(f"the ranks did not find each other within {timeout.total_seconds():g} s: {str(error).splitlines()[0]}") from error
+        raise CommunicationError(
+            f"the ranks did not find each other within {timeout.total_seconds():g} s: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _compare(bundle: Bundle, timeout: timedelta) -> None:
@@ -178,7 +201,8 @@ def _compare(bundle: Bundle, timeout: timedelta) -> None:
     verdict = store.get("uniap/other-bundles").decode()
     if verdict != "none":
         raise BundleError(
-            f"ranks {verdict} run another bundle than rank 0 (here: {bundle.root}, fingerprint {bundle.fingerprint[:12]})",
+            f"ranks {verdict} run another bundle than rank 0 "
+            f"(here: {bundle.root}, fingerprint {bundle.fingerprint[:12]})",
             "copy one bundle to every machine",
             everywhere=True,
         )

@@ -61,7 +61,7 @@ class StageLoop:
     # -- a step ------------------------------------------------------------------------------------------------------
 
     def run(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """inputs: per micro-batch the batch tensors by path.  This rank's share of the loss, and the final gradients."""
+        """inputs: per micro-batch the batch tensors by path.  My share of the loss, and the final gradients."""
         self.store.clear()
         self.accumulators, self._own = {}, set()
         self.loss = None
@@ -89,6 +89,9 @@ class StageLoop:
         if "reduce_gradients" in self.stage.ARGS:
             self._segment("reduce_gradients", 0)
         self.comm.flush()
+        if self.store:
+            left = sorted({role for role, _ in self.store})
+            raise RuntimeError(f"the schedule leaves values that nobody took: {', '.join(left)}")
         if self.loss is None:
             self.loss = torch.zeros((), dtype=self.seed.dtype, device=self.comm.device)
         gradients, self.accumulators = self.accumulators, {}
@@ -119,6 +122,8 @@ class StageLoop:
         if role == "seed:loss":
             return self.seed
         if kind == "grad":
+            if name not in self.accumulators:
+                raise RuntimeError(f"{segment} reads the gradient of {name}, which no backward has given")
             return self.accumulators.pop(name)
         last = self.last_reader[role] == segment
         try:

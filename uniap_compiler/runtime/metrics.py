@@ -1,6 +1,6 @@
 """metrics.jsonl on rank 0: one line per step, and the progress line on the terminal.
 
-    {"step": 10, "loss": 4.1523, "grad_norm": 0.91, "seconds": 0.213, "samples_per_second": 37.6, "tokens_per_second": 4807.5}
+{"step": 10, "loss": 4.15, "grad_norm": 0.91, "seconds": 0.213, "samples_per_second": 37.6, "tokens_per_second": 4807.5}
 """
 
 from __future__ import annotations
@@ -41,5 +41,10 @@ class Metrics:
 
 
 def progress(line: Mapping[str, Any], last: int) -> str:
-    rate = f"{line['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in line else f"{line['samples_per_second']:,.1f} samples/s"
-    return f"step {line['step']:>{len(str(last))}}/{last}  loss {line['loss']:.4f}  grad norm {line['grad_norm']:.3f}  {line['seconds']:.3f} s  {rate}"
+    rate = (
+        f"{line['tokens_per_second']:,.0f} tokens/s"
+        if "tokens_per_second" in line
+        else f"{line['samples_per_second']:,.1f} samples/s"
+    )
+    step = f"step {line['step']:>{len(str(last))}}/{last}"
+    return f"{step}  loss {line['loss']:.4f}  grad norm {line['grad_norm']:.3f}  {line['seconds']:.3f} s  {rate}"

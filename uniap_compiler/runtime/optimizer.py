@@ -1,6 +1,7 @@
 """AdamW (decoupled decay) and SGD (momentum) on a rank's pieces of the parameters, and the gradient norm.
 
-    optimizer = Optimizer({"kind": "adamw", "defaults": {...}, "groups": [{"parameters": [...], "weight_decay": 0.0}]}, lr=3e-4)
+    groups = [{"parameters": ["norm.weight"], "weight_decay": 0.0}]
+    optimizer = Optimizer({"kind": "adamw", "defaults": {...}, "groups": groups}, lr=3e-4)
     optimizer.step(parameters, gradients, scale)
 
 The formulas are those of torch.optim, elementwise, so a piece is updated as it would be within the whole tensor.
@@ -45,7 +46,9 @@ class Optimizer:
             unknown = set(settings) - set(_DEFAULTS[self.kind]) - {"lr_scale"}
             if any(settings[key] for key in unknown):
                 where = f" for {name}" if name else ""
-                raise BundleError(f"the optimizer {self.kind} has no setting {sorted(unknown)[0]!r}{where}", everywhere=True)
+                raise BundleError(
+                    f"the optimizer {self.kind} has no setting {sorted(unknown)[0]!r}{where}", everywhere=True
+                )
         self.state: dict[str, dict[str, Any]] = {}
 
     def step(self, parameters: Tensors, gradients: Tensors, scale: float = 1.0) -> None:
@@ -57,7 +60,9 @@ class Optimizer:
                 grad = grad * scale
             update(name, parameters[name], grad, settings, self.lr * settings.get("lr_scale", 1.0))
 
-    def _adamw(self, name: str, param: torch.Tensor, grad: torch.Tensor, settings: Mapping[str, Any], lr: float) -> None:
+    def _adamw(
+        self, name: str, param: torch.Tensor, grad: torch.Tensor, settings: Mapping[str, Any], lr: float
+    ) -> None:
         state = self.state.get(name)
         if state is None:
             state = {"step": 0, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
@@ -86,7 +91,7 @@ class Optimizer:
 
 
 def squared_norm(gradients: Tensors, owned: Iterable[str]) -> torch.Tensor:
-    """The sum of squares of the pieces that this rank answers for; summed over the world it is the whole norm squared."""
+    """The sum of squares of the pieces that this rank answers for; over the world they are the norm squared."""
     total = torch.zeros((), dtype=torch.float64)
     for name in owned:
         if name in gradients:

@@ -92,25 +92,50 @@ class ProcessGroups(Communicator):
     def _reduce(self, x: torch.Tensor, group: Group, op: str) -> Pending:
         buffer = x.clone(memory_format=torch.contiguous_format)
         kind = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
-        return self._start(f"all_reduce over {group}", buffer, None, dist.all_reduce, buffer, op=kind, group=group.handle, async_op=True)
+        return self._start(
+            f"all_reduce over {group}",
+            buffer,
+            None,
+            dist.all_reduce,
+            buffer,
+            op=kind,
+            group=group.handle,
+            async_op=True,
+        )
 
     def _gather(self, x: torch.Tensor, group: Group) -> Pending:
         x = x.detach()
         out = torch.empty((group.size, *x.shape), dtype=x.dtype, device=x.device)
         flat = out.view(-1)
-        return self._start(f"all_gather over {group}", out, x, _gather_single, flat, x.view(-1), group=group.handle, async_op=True)
+        return self._start(
+            f"all_gather over {group}", out, x, _gather_single, flat, x.view(-1), group=group.handle, async_op=True
+        )
 
     def _scatter(self, stacked: torch.Tensor, group: Group) -> Pending:
         out = torch.empty(stacked.shape[1:], dtype=stacked.dtype, device=stacked.device)
         flat = out.view(-1)
         return self._start(
-            f"reduce_scatter over {group}", out, stacked, _scatter_single, flat, stacked.view(-1), group=group.handle, async_op=True
+            f"reduce_scatter over {group}",
+            out,
+            stacked,
+            _scatter_single,
+            flat,
+            stacked.view(-1),
+            group=group.handle,
+            async_op=True,
         )
 
     def _exchange(self, stacked: torch.Tensor, group: Group) -> Pending:
         out = torch.empty_like(stacked)
         return self._start(
-            f"all_to_all over {group}", out, stacked, dist.all_to_all_single, out, stacked, group=group.handle, async_op=True
+            f"all_to_all over {group}",
+            out,
+            stacked,
+            dist.all_to_all_single,
+            out,
+            stacked,
+            group=group.handle,
+            async_op=True,
         )
 
     def isend(self, x: torch.Tensor, to_rank: int, tag: int = 0) -> Pending:
@@ -121,7 +146,9 @@ class ProcessGroups(Communicator):
     def irecv(self, shape: list[int], dtype: torch.dtype, from_rank: int, tag: int = 0) -> Pending:
         out = torch.empty(shape, dtype=dtype, device=self.device)
         group = self.up if from_rank < self.rank else self.down
-        return self._start(f"receive from rank {from_rank}", out, None, dist.irecv, out, from_rank, group=group, tag=tag)
+        return self._start(
+            f"receive from rank {from_rank}", out, None, dist.irecv, out, from_rank, group=group, tag=tag
+        )
 
     def barrier(self) -> None:
         if self.world_size > 1:

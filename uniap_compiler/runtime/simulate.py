@@ -32,9 +32,9 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass
 class Simulation:
-    """Per step the loss and the gradient norm; gradients of the first step (before clipping), the rest after the last step.
+    """Per step the loss and the gradient norm; gradients of the first step (not clipped), the rest after the last step.
 
-    disagreement: the largest difference between two ranks' copies of one piece, and what it was ("" when there is none).
+    disagreement: the largest difference between two ranks' copies of one piece, and what it was ("": none).
     """
 
     losses: list[float] = field(default_factory=list)
@@ -51,8 +51,9 @@ class Simulation:
 
 
 def simulate(
-    folder: str | Path, batches: Sequence[Tensors], *, steps: int | None = None, optimizer: Mapping[str, Any] | None = None,
-    lr: float | None = None, clip: float | None = None, weights: Path | None = None, check: bool = True, timeout: float = 300.0,
+    folder: str | Path, batches: Sequence[Tensors], *, steps: int | None = None,
+    optimizer: Mapping[str, Any] | None = None, lr: float | None = None, clip: float | None = None,
+    weights: Path | None = None, check: bool = True, timeout: float = 300.0,
 ) -> Simulation:  # fmt: skip
     """batches: global batches by path (data.flatten), used in turn for `steps` steps (default: each once)."""
     root = Path(folder).resolve()
@@ -103,20 +104,30 @@ def run(
 
     results = run_ranks(size, work, timeout)
     simulation = Simulation(losses, norms)
-    simulation.gradients = gather(simulation, ranks, [gradients for gradients, _ in results], "PARAMETERS", "gradient of ")
+    simulation.gradients = gather(
+        simulation, ranks, [gradients for gradients, _ in results], "PARAMETERS", "gradient of "
+    )
     for attribute, table, prefix in (("parameters", "PARAMETERS", "param:"), ("buffers", "BUFFERS", "buffer:")):
         held = [
-            {role.removeprefix(prefix): x for role, x in tensors.items() if role.startswith(prefix)} for _, tensors in results
+            {role.removeprefix(prefix): x for role, x in tensors.items() if role.startswith(prefix)}
+            for _, tensors in results
         ]
         setattr(simulation, attribute, gather(simulation, ranks, held, table, ""))
     return simulation
 
 
-def gather(simulation: Simulation, ranks: Sequence[ModuleType], held: Sequence[Tensors], table: str, what: str) -> Tensors:
+def gather(
+    simulation: Simulation, ranks: Sequence[ModuleType], held: Sequence[Tensors], table: str, what: str
+) -> Tensors:
     """Full tensors from everybody's pieces; copies are compared with what they are copies of."""
     full: Tensors = {}
     covered: dict[str, torch.Tensor] = {}
-    order = [(bool(r.get("source")), i, n) for i, rank in enumerate(ranks) for n, r in getattr(rank, table).items() if n in held[i]]
+    order = [
+        (bool(r.get("source")), i, n)
+        for i, rank in enumerate(ranks)
+        for n, r in getattr(rank, table).items()
+        if n in held[i]
+    ]
     for is_copy, i, name in sorted(order):
         record, home = getattr(ranks[i], table)[name], source(name, getattr(ranks[i], table)[name])
         x, slices = held[i][name], record["slices"]

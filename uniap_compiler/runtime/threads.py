@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from .comm import Communicator, Done, Group, Groups, Pending, distinct_groups
+from .comm import Communicator, Group, Groups, Pending, distinct_groups
 from .errors import CommunicationError
 
 T = TypeVar("T")
@@ -48,6 +48,8 @@ class World:
         self.meetings: dict[tuple[tuple[int, ...], int], _Meeting] = {}
         self.calls: dict[tuple[tuple[int, ...], int], int] = defaultdict(int)
         self.mail: dict[tuple[int, int, int], deque[torch.Tensor]] = defaultdict(deque)
+        self.posted: dict[tuple[int, int, int], int] = defaultdict(int)  # receives asked for so far
+        self.sent: dict[tuple[int, int, int], int] = defaultdict(int)
 
     def fail(self, error: BaseException) -> None:
         with self.changed:
@@ -81,8 +83,15 @@ class World:
         gone = [f"rank {r} has finished" for r in range(self.size) if r not in self.alive]
         return CommunicationError("\n  ".join([why, *lines, *gone]))
 
-    def meet(self, rank: int, group: Group, what: str, x: torch.Tensor, combine: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Pending:
-        """Deposit x; the last rank to come computes everybody's result, so nobody reads a tensor after its owner went on."""
+    def meet(
+        self,
+        rank: int,
+        group: Group,
+        what: str,
+        x: torch.Tensor,
+        combine: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    ) -> Pending:
+        """Deposit x; the last to come computes everybody's result: nobody reads a tensor after its owner went on."""
         with self.changed:
             if self.failure is not None:
                 raise Stopped(f"rank {rank}: another rank failed")
@@ -92,7 +101,9 @@ class World:
             meeting = self.meetings.setdefault(key, _Meeting(what))
             if meeting.what != what:
                 other = next(iter(meeting.arrived), None)
-                raise CommunicationError(f"in {group}, rank {other} calls {meeting.what} where rank {rank} calls {what}")
+                raise CommunicationError(
+                    f"in {group}, rank {other} calls {meeting.what} where rank {rank} calls {what}"
+                )
             meeting.arrived[rank] = x
             last = len(meeting.arrived) == group.size
         if last:
@@ -104,9 +115,17 @@ class World:
                 self.changed.notify_all()
         return _Result(self, rank, meeting, f"{what} in {group}")
 
-    def post(self, key: tuple[int, int, int], x: torch.Tensor) -> None:
+    def send(self, key: tuple[int, int, int], x: torch.Tensor) -> int:
+        """The number of this message among those of its key."""
         with self.changed:
             self.mail[key].append(x)
+            self.sent[key] += 1
+            self.changed.notify_all()
+            return self.sent[key]
+
+    def post(self, key: tuple[int, int, int]) -> None:
+        with self.changed:
+            self.posted[key] += 1
             self.changed.notify_all()
 
 
@@ -132,14 +151,33 @@ class _Delivery:
 
     def wait(self) -> torch.Tensor:
         box = self.world.mail[self.key]
-        self.world.wait(self.rank, lambda: bool(box), f"a tensor {self.shape} from rank {self.key[0]} (tag {self.key[2]})")
+        self.world.wait(
+            self.rank, lambda: bool(box), f"a tensor {self.shape} from rank {self.key[0]} (tag {self.key[2]})"
+        )
         with self.world.changed:
             x = box.popleft()
         if list(x.shape) != self.shape or x.dtype != self.dtype:
             raise CommunicationError(
-                f"rank {self.rank} expects {self.dtype} {self.shape} from rank {self.key[0]}, which sent {x.dtype} {list(x.shape)}"
+                f"rank {self.rank} expects {self.dtype} {self.shape} from rank {self.key[0]}, "
+                f"which sent {x.dtype} {list(x.shape)}"
             )
         return x
+
+
+@dataclass
+class _Sending:
+    """As with gloo, a send ends when its receive was posted: schedules that would hang do so here too."""
+
+    world: World
+    rank: int
+    key: tuple[int, int, int]
+    number: int
+    x: torch.Tensor
+
+    def wait(self) -> torch.Tensor:
+        what = f"rank {self.key[1]} to receive a tensor {list(self.x.shape)} (tag {self.key[2]})"
+        self.world.wait(self.rank, lambda: self.world.posted[self.key] >= self.number, what)
+        return self.x
 
 
 class SimulatedComm(Communicator):
@@ -148,7 +186,9 @@ class SimulatedComm(Communicator):
         super().__init__(rank, world.size, groups, stages, torch.device("cpu"))
         self.world = world
 
-    def _meet(self, kind: str, x: torch.Tensor, group: Group, combine: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Pending:
+    def _meet(
+        self, kind: str, x: torch.Tensor, group: Group, combine: Callable[[list[torch.Tensor]], list[torch.Tensor]]
+    ) -> Pending:
         what = f"{kind} of {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
         return self.world.meet(self.rank, group, what, x, combine)
 
@@ -174,14 +214,20 @@ class SimulatedComm(Communicator):
         return self._meet("reduce_scatter", stacked, group, combine)
 
     def _exchange(self, stacked: torch.Tensor, group: Group) -> Pending:
-        return self._meet("all_to_all", stacked, group, lambda all_x: [torch.stack(column) for column in zip(*all_x, strict=True)])
+        return self._meet(
+            "all_to_all", stacked, group, lambda all_x: [torch.stack(column) for column in zip(*all_x, strict=True)]
+        )
 
     def isend(self, x: torch.Tensor, to_rank: int, tag: int = 0) -> Pending:
-        self.world.post((self.rank, to_rank, tag), x.clone(memory_format=torch.contiguous_format))
-        return Done(x)
+        key = (self.rank, to_rank, tag)
+        return _Sending(
+            self.world, self.rank, key, self.world.send(key, x.clone(memory_format=torch.contiguous_format)), x
+        )
 
     def irecv(self, shape: list[int], dtype: torch.dtype, from_rank: int, tag: int = 0) -> Pending:
-        return _Delivery(self.world, self.rank, (from_rank, self.rank, tag), list(shape), dtype)
+        key = (from_rank, self.rank, tag)
+        self.world.post(key)
+        return _Delivery(self.world, self.rank, key, list(shape), dtype)
 
     def barrier(self) -> None:
         self.all_reduce(torch.zeros(1), "world")

@@ -1,4 +1,4 @@
-"""Train with this bundle:  torchrun --nproc-per-node N train.py --data FILE.py:batches --steps 100  (--help for more)."""
+"""Train with this bundle:  torchrun --nproc-per-node N train.py --data FILE.py:batches  (--help for more)."""
 
 import importlib
 import importlib.machinery

@@ -1,7 +1,7 @@
 """Training of one rank: the schedule loop, the loss and gradient norm over the world, clipping, the optimizer.
 
-    training = Training(bundle, rank, comm, Optimizer(...), clip=1.0)
-    result = training.step(micro_batches)       # loss and gradient norm are the same on every rank
+training = Training(bundle, rank, comm, Optimizer(...), clip=1.0)
+result = training.step(micro_batches)       # loss and gradient norm are the same on every rank
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def source(name: str, record: Mapping[str, Any]) -> str:
     return str(record.get("source", name))
 
 
-def load_tensors(bundle: Bundle, rank: ModuleType, device: torch.device, weights: Path | None = None) -> dict[str, torch.Tensor]:
+def load_tensors(
+    bundle: Bundle, rank: ModuleType, device: torch.device, weights: Path | None = None
+) -> dict[str, torch.Tensor]:
     """This rank's pieces of parameters, buffers and constants, by role."""
     files = bundle.manifest["weights"]
     initial = Weights([weights] if weights is not None else [bundle.root / name for name in files.get("files", ())])

@@ -5,6 +5,7 @@ Layout: 8 bytes length of the header (little endian), the header as JSON {name: 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import os
@@ -95,5 +96,5 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         for name in order:
             x = tensors[name].detach().cpu().contiguous()
             if x.numel():
-                file.write(memoryview(x.view(-1).view(torch.uint8).numpy()))
+                file.write(ctypes.string_at(x.data_ptr(), x.numel() * x.element_size()))
     os.replace(temporary, path)
