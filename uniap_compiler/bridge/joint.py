@@ -30,11 +30,12 @@ VIEWS = frozenset({
     "aten.alias", "aten.detach", "aten.view_as", "aten.expand_as",
 })
 """Ops whose result is the same memory (or, for expand, more of it): recomputed, never saved."""
-PARTS = frozenset({
+COPIES = frozenset({"aten.clone"})
+PARTS = COPIES | frozenset({
     "aten.slice.Tensor", "aten.select.int", "aten.split.Tensor", "aten.split_with_sizes", "aten.narrow",
     "aten.unbind.int", "aten.chunk",
 })
-"""Views of a part: recomputed when the whole is at hand anyway."""
+"""Views of a part, and plain copies: recomputed when what they read is at hand anyway."""
 
 
 @dataclass

@@ -19,8 +19,8 @@ from uniap_compiler.bridge.unify import BATCHES, THIRD, Mismatch, unify
 from uniap_compiler.ir import Atom, ConstantStore, Diagnostic, Func, Module, Struct, struct
 
 from .batch import example_rows, leaves, rebuild
-from .export import export
-from .fold import fold_constants, store_constants
+from .export import export, user_line
+from .fold import drop_identities, fold_constants, store_constants
 from .from_fx import Graph, from_fx
 from .task import Optimizer, TrainingTask
 
@@ -50,6 +50,8 @@ def capture(
     paths = [path for path, _ in inputs]
     graphs = [_graph(task, batch, wanted, paths, root) for batch in BATCHES]
     func = _unify(graphs[0], graphs[1])
+    _locate_loss(func, task, root)
+    drop_identities(func)
     fold_constants(func, graphs[0].constants, task.model)
     prune(func)
     module = Module(name or type(task.model).__name__, {
@@ -86,6 +88,16 @@ def _unify(first: Graph, second: Graph) -> Func:
     if classes:
         func.attrs["classes"] = classes
     return func
+
+
+def _locate_loss(func: Func, task: TrainingTask, root: Path | None) -> None:
+    """torch.export knows lines inside `forward` only; what the loss function runs is placed at its definition."""
+    code = getattr(task.loss, "__code__", None)
+    trace = f'File "{code.co_filename}", line {code.co_firstlineno}, in {code.co_name}' if code is not None else ""
+    loc = user_line(trace, root)
+    for op in func.ops:
+        if op.loc is not None and not op.loc.file:
+            op.loc = loc if not op.loc.module else op.loc
 
 
 def prune(func: Func) -> None:

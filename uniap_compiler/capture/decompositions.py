@@ -300,6 +300,11 @@ def rms_norm(x: Tensor, normalized_shape: list[int], weight: Optional[Tensor] = 
     return y if weight is None else y * weight
 
 
+def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """What an assignment to a slice becomes; torch has no derivative for the op itself."""
+    return source.to(x.dtype).expand(x.shape)
+
+
 def dropout(x: Tensor, p: float, train: bool) -> Tensor:
     """Without effect; one with an effect is refused before (see export.py)."""
     return aten.alias(x)
@@ -318,7 +323,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten._native_batch_norm_legit.no_stats: batch_norm_no_stats,
     aten._native_batch_norm_legit_no_training.default: batch_norm_eval,
     aten.group_norm.default: group_norm, aten.instance_norm.default: instance_norm, aten.rms_norm.default: rms_norm,
-    aten.dropout.default: dropout, aten.feature_dropout.default: dropout, aten.alpha_dropout.default: dropout,
+    aten.copy.default: copy, aten.dropout.default: dropout, aten.feature_dropout.default: dropout, aten.alpha_dropout.default: dropout,
     aten.feature_alpha_dropout.default: dropout,
 }
 

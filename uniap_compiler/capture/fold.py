@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from uniap_compiler.bridge.identities import same_value
 from uniap_compiler.bridge.interpret import operand_values, run_op
 from uniap_compiler.bridge.schema import dtype_name, type_of
 from uniap_compiler.ir import Affine, ConstantStore, Func, Op, Value
@@ -60,6 +61,21 @@ def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -
     func.params.extend(new)
     func.ops = [op for op in func.ops if op not in inside or any(r in single and r in outside for r in op.results)]
     _recognise_causal(func, constants)
+
+
+def drop_identities(func: Func) -> None:
+    """Remove ops that give back what they read, so that `self.cos[:length]` stays the buffer `cos`."""
+    replaced: dict[Value, Value] = {}
+    kept = []
+    for op in func.ops:
+        op.replace_operands(lambda v: replaced.get(v, v))
+        same = same_value(op)
+        if same is None:
+            kept.append(op)
+        else:
+            replaced[op.results[0]] = same
+    func.ops = kept
+    func.returns = [replaced.get(v, v) if v is not None else None for v in func.returns]
 
 
 def _depends_on_batch(op: Op) -> bool:

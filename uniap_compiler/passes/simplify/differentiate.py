@@ -49,7 +49,8 @@ def _step(main: Func, pairs: dict[str, tuple[Func, Func | None]], dtype: Any) ->
     step = Func("step", [Value(p.name, p.type, dict(p.attrs)) for p in main.params])
     namer = Namer(step)
     new: dict[Value, Value] = dict(zip(main.params, step.params))
-    calls: list[tuple[Op, dict[str, Value]]] = []  # the call in main; the callee's forward values by name, as values of @step
+    calls: list[tuple[Op, dict[str, Value], dict[str, Value]]] = []
+    # the call in main; the callee's params and outputs, and what it saved, by name, as values of @step
     for op in main.ops:
         operands = [new[v] if v is not None else None for v in op.flat_operands()]
         if op.symbol not in pairs:
@@ -64,18 +65,19 @@ def _step(main: Func, pairs: dict[str, tuple[Func, Func | None]], dtype: Any) ->
         results = [*(new[r] for r in op.results), *saved]
         step.ops.append(Op(op.name, operands, results, {**op.attrs, "phase": "forward"}, forward.name, op.loc))
         known = dict(zip((p.name for p in forward.params), (o for o in operands if o is not None), strict=True))
-        known.update((v.name, r) for v, r in zip(forward.returns, results, strict=True) if v is not None)
-        calls.append((op, known))
+        named = [(v.name, r) for v, r in zip(forward.returns, results, strict=True) if v is not None]
+        known.update(named[: len(op.results)])
+        calls.append((op, known, dict(named[len(op.results):])))
 
     loss = new[main.returns[0]]  # type: ignore[index]
     gradients: dict[Value, Value] = {}
     gradients[loss] = Value(namer(f"d.{loss.name}"), loss.type)
     step.ops.append(Op("aten.full", [], [gradients[loss]],
                        {"size": [], "fill_value": 1.0, "dtype": Atom(loss.type.dtype)}))
-    for op, known in reversed(calls):
+    for op, known, stored in reversed(calls):
         backward = pairs[str(op.symbol)][1]
         if backward is not None:
-            _call_backward(step, namer, op, backward, known, gradients)
+            _call_backward(step, namer, op, backward, known, stored, gradients)
 
     kinds = main.attrs["results"]
     assert isinstance(kinds, list)
@@ -86,7 +88,8 @@ def _step(main: Func, pairs: dict[str, tuple[Func, Func | None]], dtype: Any) ->
 
 
 def _call_backward(
-    step: Func, namer: Namer, op: Op, backward: Func, known: dict[str, Value], gradients: dict[Value, Value]
+    step: Func, namer: Namer, op: Op, backward: Func, known: dict[str, Value], stored: dict[str, Value],
+    gradients: dict[Value, Value],
 ) -> None:
     operands: list[Value] = []
     tangents = [p for p in backward.params if p.attrs.get("role") == "tangent"]
@@ -94,7 +97,7 @@ def _call_backward(
         return
     for p in backward.params:
         if p.attrs.get("role") != "tangent":
-            operands.append(known[p.name])
+            operands.append(stored[str(p.attrs["of"])] if p.attrs.get("role") == "saved" else known[p.name])
             continue
         value = known[str(p.attrs["of"])]
         if value not in gradients:  # no later layer has a gradient for this result: it contributes nothing

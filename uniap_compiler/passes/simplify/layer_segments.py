@@ -21,6 +21,8 @@ BATCH = 8
 """Where the share of FLOPs is measured."""
 MOST = 0.8
 """The share of a module's FLOPs that its children must carry for it to be opened."""
+MOST_OF_MODEL = 0.5
+"""The same for the model itself, which is opened even where its children are no chain (skip connections)."""
 LIGHT = 0.05
 """A segment with less than this share of the mean segment's FLOPs and parameters joins a neighbour."""
 
@@ -69,55 +71,45 @@ def segments(ops: Sequence[Op], params: set[Value]) -> list[Segment]:
     """The segments in order; together they hold `ops`.  params: the values that weigh (model parameters)."""
     if not ops:
         return []
-    leaf = _leaves(list(ops))
-    parts = _place(ops, leaf)
-    parts = _even_out(parts)
-    return _merge_light(parts, params)
+    parts = _open((), list(ops), {r for op in ops for r in op.results})
+    return _merge_light(_even_out(parts), params)
 
 
 # Opening modules.
 
 
-def _leaves(ops: list[Op]) -> dict[Op, Path]:
-    """op -> the path of the segment that owns it; ops between segments are absent."""
-    result: dict[Op, Path] = {}
-    activations = {r for op in ops for r in op.results}
-
-    def walk(prefix: Path, inside: list[Op]) -> None:
-        groups: dict[str, list[Op]] = {}
-        for op in inside:
-            path = path_of(op)
-            if len(path) > len(prefix):
-                groups.setdefault(path[len(prefix)], []).append(op)
-        total = sum(map(flops, inside)) or 1.0
-        carried = sum(flops(op) for group in groups.values() for op in group) / total
-        if carried >= MOST and (len(groups) == 1 or not prefix or _is_chain(prefix, inside, groups, activations)):
-            for name, group in groups.items():
-                walk((*prefix, name), group)
-        elif prefix:
-            result.update((op, prefix) for op in inside)
-
-    walk((), ops)
-    return result
+def _open(prefix: Path, inside: list[Op], activations: set[Value]) -> list[Segment]:
+    """The segments of one module's ops (and of the ops between them that joined it)."""
+    depth = len(prefix)
+    owner = {op: path[: depth + 1] for op in inside if len(path := path_of(op)) > depth and path[:depth] == prefix}
+    names = set(owner.values())
+    carried = sum(map(flops, owner)) / (sum(map(flops, inside)) or 1.0)
+    whole = [Segment(prefix, inside, [op for op in inside if path_of(op)[:depth] == prefix])]
+    if not names or carried < (MOST if prefix else MOST_OF_MODEL):
+        return whole
+    parts = _place(inside, owner)
+    if len(names) > 1 and prefix and not _is_chain(inside, parts, activations):
+        return whole
+    return [segment for part in parts for segment in _open(part.path, part.ops, activations)]
 
 
-def _is_chain(prefix: Path, inside: list[Op], groups: dict[str, list[Op]], activations: set[Value]) -> bool:
-    if len(groups) < 2:
-        return False
-    parts = _place(inside, {op: (*prefix, name) for name, group in groups.items() for op in group})
+def _is_chain(inside: list[Op], parts: list[Segment], activations: set[Value]) -> bool:
+    """One value alive between neighbours; or several, when the parts are equal and each reads the one before."""
     if len(parts) < 2:
         return False
     index = {op: i for i, part in enumerate(parts) for op in part.ops}
     made = {r: index[op] for op in inside for r in op.results}
-    last: dict[Value, int] = {}
     readers: dict[Value, set[int]] = {}
     for op in inside:
         for v in op.flat_operands():
-            if v in activations and v is not None:
-                last[v] = max(last.get(v, 0), index[op])
+            if v is not None and v in activations:
                 readers.setdefault(v, set()).add(index[op])
+    signatures = [_signature(part.owned) for part in parts]
+    if len(set(signatures)) == 1:
+        linked = {(made[v], i) for v in made if v in readers for i in readers[v]}
+        return all((i, i + 1) in linked for i in range(len(parts) - 1))
     for cut in range(len(parts) - 1):
-        alive = [v for v in last if last[v] > cut and (made.get(v, min(readers[v])) <= cut)]
+        alive = [v for v, where in readers.items() if max(where) > cut and made.get(v, min(where)) <= cut]
         # what every part reads (an encoder's output, a time embedding) is no link of the chain
         if sum(v in made or len(readers[v]) < len(parts) for v in alive) != 1:
             return False

@@ -1,0 +1,105 @@
+"""Pass canonicalize: one spelling for what can be said in several ways.
+
+    %a = aten.view(%x) {size = [-1, 256]}                 ->  {size = [128*B, 256]}: sizes are those of the type
+    %b = aten.view(%a) {..}; %a read by nobody else       ->  one view of %x
+    %s = aten.sum.dim_IntList(%x) {dim = [0], keepdim = true}; %v = aten.view(%s) {size = [128]}
+                                                          ->  %v = aten.sum.dim_IntList(%x) {dim = [0]}
+    %v = aten.view(%x) of the same shape, x ** 1, ...     ->  %x
+    %d = aten.detach(%x) where nothing has a gradient     ->  %x
+
+Runs at any level below `annotated`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from uniap_compiler.bridge.identities import VIEWS, same_value
+from uniap_compiler.ir import Func, Module, Op, Value, users
+
+from .dce import remove_dead_ops
+
+RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten.reshape"})
+
+
+@dataclass(frozen=True)
+class Canonicalize:
+    name: ClassVar[str] = "canonicalize"
+    requires: ClassVar[tuple[str, ...]] = ("captured", "layered", "differentiated")
+    ensures: ClassVar[str | None] = None
+
+    def run(self, module: Module, session: Any) -> str:
+        # what a forward func saves is named by its backward: its ops were simplified before it was differentiated
+        funcs = [f for f in module.funcs.values() if f.attrs.get("kind") != "forward"]
+        return f"{sum(map(canonicalize, funcs))} ops simplified"
+
+
+def canonicalize(func: Func) -> int:
+    """Returns how many ops went or changed."""
+    before = len(func.ops)
+    changed = _explicit_sizes(func)
+    replaced: dict[Value, Value] = {}
+
+    def current(v: Value) -> Value:
+        while v in replaced:
+            v = replaced[v]
+        return v
+
+    producer: dict[Value, Op] = {}
+    readers = {v: len(ops) for v, ops in users(func).items()}
+    active = _active(func)
+    kept: list[Op] = []
+    for op in func.ops:
+        op.replace_operands(current)
+        same = same_value(op)
+        if same is None and op.name == "aten.detach" and isinstance(op.operands[0], Value) \
+                and op.operands[0] not in active:
+            same = op.operands[0]
+        if same is not None:
+            replaced[op.results[0]] = same
+            continue
+        changed += _merge_with_producer(op, producer, readers)
+        producer.update((r, op) for r in op.results)
+        kept.append(op)
+    func.ops = kept
+    func.returns = [current(v) if v is not None else None for v in func.returns]
+    remove_dead_ops(func)
+    return changed + before - len(func.ops)
+
+
+def _active(func: Func) -> set[Value]:
+    """Values that depend on something with a gradient."""
+    active = {p for p in func.params if p.attrs.get("grad") is True or p.attrs.get("role") in ("tangent", "saved")}
+    for op in func.ops:
+        if any(v in active for v in op.flat_operands()):
+            active.update(op.results)
+    return active
+
+
+def _explicit_sizes(func: Func) -> int:
+    changed = 0
+    for op in func.ops:
+        if op.name in VIEWS and list(op.results[0].type.shape) != op.attrs.get("size", op.attrs.get("shape")):
+            op.attrs["shape" if op.name == "aten.reshape" else "size"] = list(op.results[0].type.shape)
+            changed += 1
+    return changed
+
+
+def _merge_with_producer(op: Op, producer: dict[Value, Op], readers: dict[Value, int]) -> int:
+    x = op.operands[0] if op.operands else None
+    if op.name not in ("aten.view", "aten._unsafe_view") or not isinstance(x, Value) or x not in producer:
+        return 0
+    source = producer[x]
+    if source.name == "aten.view":
+        op.operands[0] = source.operands[0]
+        return 1
+    if source.name == "aten.sum.dim_IntList" and source.attrs.get("keepdim") and readers.get(x) == 1:
+        dims = source.attrs["dim"]
+        rank = len(x.type.shape)
+        gone = {d % rank for d in dims if isinstance(d, int)} if isinstance(dims, list) else set()
+        if tuple(d for i, d in enumerate(x.type.shape) if i not in gone) == op.results[0].type.shape:
+            op.name, op.operands = source.name, list(source.operands)
+            op.attrs = {k: a for k, a in source.attrs.items() if k != "keepdim"}
+            return 1
+    return 0
