@@ -57,7 +57,9 @@ def test_no_split_is_missing(name: str) -> None:
 
 def test_expected_omissions_are_still_found() -> None:
     """A stale entry would hide a real omission."""
-    found = {(c.name, m) for name in FAMILIES for c in family(name) for m in missing(c, rules_for(c)[0])}
+    names = {name for name, _ in EXPECTED}
+    cases = [c for name in FAMILIES for c in family(name) if c.name in names]
+    found = {(c.name, m) for c in cases for m in missing(c, rules_for(c)[0])}
     assert found >= set(EXPECTED)
 
 
@@ -93,7 +95,7 @@ def test_a_corrupted_rule_is_noticed(name: str) -> None:
             if any((case.name, f) in EXPECTED or (sizes[f] % 2 and sizes[f] % 3) for f in freed):
                 continue  # right after all, or a size that the check does not split
             count += 1
-            if not check_rule(case, wrong):
+            if not check_rule(case, wrong, pairs=False):
                 unnoticed.append(f"{case}\n  {rule}\n  {wrong}")
     assert count > 5
     assert not [u for u in unnoticed if not harmless(u)], "\n".join(unnoticed)

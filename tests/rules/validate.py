@@ -10,6 +10,7 @@ The same for operands in which the op would be linear although the rule does not
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 from collections.abc import Callable, Iterator
@@ -239,7 +240,7 @@ def splittable(rule: Rule) -> list[str]:
     return [f for f in rule.factors() if f not in rule.keep]
 
 
-def check_rule(case: Case, rule: Rule) -> list[str]:
+def check_rule(case: Case, rule: Rule, pairs: bool = True) -> list[str]:
     """What is wrong with a rule; [] when nothing is."""
     checker = Checker(case, rule)
     problems = []
@@ -255,7 +256,7 @@ def check_rule(case: Case, rule: Rule) -> list[str]:
         for n in (2, 3):
             if checker.sizes[f] % n == 0:
                 attempt(f"{f} in {n}", lambda f=f, n=n: checker.split({"t0": f}, {"t0": n}))  # type: ignore[misc]
-    for f, g in itertools.product(factors, factors):
+    for f, g in itertools.product(factors, factors) if pairs else ():
         first, second = (2, 3) if checker.sizes[g] % 3 == 0 else (2, 2)
         need = first * second if f == g else first
         if checker.sizes[f] % need == 0 and checker.sizes[g] % second == 0:
@@ -268,10 +269,13 @@ def check_rule(case: Case, rule: Rule) -> list[str]:
 
 def missing(case: Case, rule: Rule) -> list[str]:
     """What `search_missing` finds, from a process of its own: a kernel may crash on indices that fit no shard."""
+    if not rule.keep:
+        return list(search_missing(case, rule))
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
+        faulthandler.disable()
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             for found in search_missing(case, rule):
