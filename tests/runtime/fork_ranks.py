@@ -86,9 +86,10 @@ def main() -> None:
             codes[rank], seconds[rank] = os.waitstatus_to_exitcode(status), round(now, 2)
             continue
         if kill and Path(kill["when"]).exists() and Path(kill["when"]).read_text().count("\n") >= kill["lines"]:
-            os.kill(next(p for p, r in children.items() if r == kill["rank"]), signal.SIGKILL)
+            victim = next(p for p, r in children.items() if r == kill["rank"])
+            os.kill(victim, signal.SIGSTOP if kill.get("stop") else signal.SIGKILL)
             seconds["killed"], kill = round(time.monotonic() - start, 2), None
-        if now > job.get("limit", 100):
+        if now > job.get("limit", 100) or list(children.values()) == [job.get("kill", {}).get("rank")]:
             for p in children:
                 os.kill(p, signal.SIGKILL)
         time.sleep(0.02)

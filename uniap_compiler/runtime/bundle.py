@@ -73,7 +73,7 @@ class Bundle:
         return hashlib.sha256(self.text).hexdigest()
 
     def rank_name(self, rank: int) -> str:
-        return f"rank_{rank:04d}"
+        return f"rank_{rank:0{max(4, len(str(self.world_size - 1)))}d}"
 
     def rank(self, rank: int) -> ModuleType:
         name = self.rank_name(rank)
