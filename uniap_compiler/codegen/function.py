@@ -217,7 +217,7 @@ class _Writer:
             return ["_"] if names else []
         if len(names) == 1 and names[0].startswith("*"):
             return [f"({names[0]},)"]
-        return names if len(op.results) == 1 or len(names) > 1 else [f"({names[0]},)"]
+        return [f"({names[0]},)"] if len(names) == 1 and (op.name == "plan.call" or len(op.results) > 1) else names
 
     def _call(self, op: Op) -> Call:
         callee = self._callee(op)

@@ -32,13 +32,13 @@ OPS: dict[str, OpSpec] = {
     "nn.cross_entropy_backward": OpSpec(4, 1),
     "nn.embedding": OpSpec(2, 1),
     "nn.embedding_backward": OpSpec(2, 1, ("num_weights",)),
-    # comm: collectives along axes of the mesh
-    "comm.all_reduce": OpSpec(1, 1, ("axes", "op")),
-    "comm.reduce_scatter": OpSpec(1, 1, ("axes", "dim")),
-    "comm.all_gather": OpSpec(1, 1, ("axes", "dim")),
-    "comm.all_to_all": OpSpec(1, 1, ("axes", "split_dim", "concat_dim")),
-    "comm.slice": OpSpec(1, 1, ("axes", "dim")),
-    "comm.first": OpSpec(1, 1, ("axes",)),
+    # comm: collectives along `axes` of the mesh, over a process `group` in local funcs
+    "comm.all_reduce": OpSpec(1, 1, ("op",)),
+    "comm.reduce_scatter": OpSpec(1, 1, ("dim",)),
+    "comm.all_gather": OpSpec(1, 1, ("dim",)),
+    "comm.all_to_all": OpSpec(1, 1, ("split_dim", "concat_dim")),
+    "comm.slice": OpSpec(1, 1, ("dim",)),
+    "comm.first": OpSpec(1, 1, ()),
 }
 
 _schemas: Callable[[Op], OpSpec | None] | None = None
@@ -65,4 +65,6 @@ def arity_mistake(op: Op) -> str | None:
         if low is not None and high is not None and not low <= count <= high:
             return f"{op.name} has {count} {what} and takes {low if low == high else f'{low} to {high}'}"
     missing = [name for name in spec.attrs if name not in op.attrs]
+    if op.name.startswith("comm.") and "group" not in op.attrs and "axes" not in op.attrs:
+        missing.append("axes")  # a local func names the process group instead
     return f"{op.name} needs the attribute {missing[0]}" if missing else None

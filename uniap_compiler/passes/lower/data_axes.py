@@ -228,9 +228,11 @@ class DataAxes:
                 dims = rule.operands[n]
                 assert dims is not None
                 found[dims[place[0]][place[1]]] = value
-        if not found and not any(v is not None for v in operands):  # a constructor: build the local slice only
+        if not found:  # a constructor or an expansion: build the local slice only
             sizes = dict(rule.sizes)
-            found = {f: None for f in rule.factors() if isinstance(sizes.get(f), Affine) and f not in rule.keep}
+            carried = {f for dims in rule.operands for group in dims or () for f in group}
+            fresh = [f for f in rule.factors() if f not in carried and f not in rule.keep]
+            found = {f: None for f in fresh if isinstance(sizes[f], Affine)}
         if len(found) > 1:
             raise Diagnostic(
                 "two different dims of this op would be split over the data axes", op=op, func=self.func, loc=op.loc,
