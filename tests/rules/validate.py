@@ -292,7 +292,7 @@ def missing(case: Case, rule: Rule) -> list[str]:
 def search_missing(case: Case, rule: Rule) -> Iterator[str]:
     """Splits (`x0`), pairs of splits (`x0=y0`) and linear clauses (`linear 0`) that the rule could have had."""
     checker = Checker(case, rule)
-    for factor in rule.keep:
+    for factor in (f for f in rule.keep if checker.sizes[f]):
         freed = [
             replace(
                 rule,

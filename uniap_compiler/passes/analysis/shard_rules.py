@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from uniap_compiler.ir import Affine, Dim, Func, Module, Op, Rule, Value
 
-from .decompose_means import decompose_means
 from .factors import Conflict, Refinement, as_dim, as_int
 from .rules.table import alternatives, has_rule, opaque, packet
 
@@ -235,9 +234,6 @@ class ShardRules:
             if func.attrs.get("kind") != "forward":
                 continue
             backward = _backward_of(module, func)
-            for f in (func, backward):
-                if f is not None:
-                    decompose_means(f)
             refine(func, backward)
             for f in (func, backward):
                 if f is not None:

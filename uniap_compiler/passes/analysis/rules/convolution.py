@@ -81,6 +81,6 @@ def convolution_backward(op: Op) -> Rule:
     return spell(
         op,
         f"n {out} {right}, n {channels} {left}, {weight} {kernel} -> {kinds}"
-        f" | sum n o {places} | copy i | keep {keep} | linear 0{linear}",
+        f" | sum n o {places} | copy i q | keep {keep} z* | linear 0{linear}",
         **sizes,
     )

@@ -44,14 +44,14 @@ def layer_norm_backward(op: Op) -> Rule:
     ones = " 1" * n
     operands = f"b* n*, b* n*, b*{ones}, b*{ones}, n*, n*"
     grads = results(op, ["b* n*", "n*", "n*"])
-    return spell(op, f"{operands} -> {grads} | sum b* | keep n* | linear 0", **{"n*": n})
+    return spell(op, f"{operands} -> {grads} | sum b* | keep n* z* | linear 0", **{"n*": n})
 
 
 def results(op: Op, terms: list[str]) -> str:
-    """The terms of the results; one that the output mask leaves out is a tensor without content, tied to nothing."""
+    """The terms of the results; one that the output mask leaves out is an empty tensor of one kept factor: z0, z1."""
     mask = op.attrs.get("output_mask")
     wanted = list(mask) if isinstance(mask, (list, tuple)) else [True] * len(terms)
-    return ", ".join(t if w else " ".join(["1"] * len(r.type.shape)) for t, w, r in zip(terms, wanted, op.results))
+    return ", ".join(t if w else f"z{i}" for i, (t, w) in enumerate(zip(terms, wanted)))
 
 
 @rule("aten._native_batch_norm_legit_no_training", "aten.native_batch_norm")
@@ -59,4 +59,4 @@ def batch_norm(op: Op) -> Rule:
     """input, weight, bias, running mean, running variance.  In training it is decomposed before it comes here."""
     if op.attrs.get("training", False):
         return spell(op, "b c h*, c, c, c, c -> b c h*, c, c | keep b h*")
-    return spell(op, f"b c h*, c, c, c, c -> b c h*{', 1' * (len(op.results) - 1)} | copy b c h* | linear 1 2")
+    return spell(op, "b c h*, c, c, c, c -> b c h*, z0, z1 | copy b c h* | keep z* | linear 1 2")

@@ -1,5 +1,5 @@
 """Reductions over dims.  Means, variances and norms are not sums of what the devices see: their dims stay whole here
-(the pass turns means into a sum and a division first, see decompose_means.py).
+(capture writes means and variances as sums and divisions by the global count, which do split).
 """
 
 from __future__ import annotations
