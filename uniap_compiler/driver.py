@@ -148,7 +148,7 @@ def lower_again(
     if not path.is_file():
         raise Diagnostic(f"{bundle} has no plan.mlir, so it is not a bundle")
     if out.resolve() == bundle.resolve():
-        raise Diagnostic(f"{out} would replace the bundle whose plan it is made of", help="name another folder with --out")
+        raise Diagnostic(f"{out} would replace the bundle that has the plan", help="name another folder with --out")
     check_output(out)
     with clock.measure("parse"):
         module = read_module(path)

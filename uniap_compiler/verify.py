@@ -105,11 +105,12 @@ def verify(
     batches = make_batches(task, int(manifest["global_batch"]), STEPS)
     initial = _initial(bundle)
     optimizers = [_described(manifest, kind) for kind in _OPTIMIZERS]
-    progress(f"{bundle.world_size} ranks, {STEPS} steps of {' and of '.join(_OPTIMIZERS)}")
+    steps = f"{STEPS} steps of {' and of '.join(_OPTIMIZERS)}"
+    progress(f"the unsharded model, {steps}")
+    references = [run_reference(task, manifest, initial, batches, optimizer) for optimizer in optimizers]
+    progress(f"{bundle.world_size} ranks, {steps}")
     outcomes = _run_bundle(bundle, batches, optimizers, processes)
-    for optimizer, found in zip(optimizers, outcomes, strict=True):
-        progress(f"the unsharded model, {STEPS} steps of {optimizer['kind']}")
-        wanted = run_reference(task, manifest, initial, batches, optimizer)
+    for optimizer, found, wanted in zip(optimizers, outcomes, references, strict=True):
         _compare(report, optimizer["kind"], found, wanted)
         report.disagreement = max(report.disagreement, found.disagreement)
     if processes:
@@ -289,8 +290,12 @@ def _run_bundle(
             results = run_processes(bundle.root, inputs, optimizers)
         else:
             results = [simulate(bundle.root, inputs, optimizer=optimizer, check=False) for optimizer in optimizers]
-    except BundleError as error:
-        raise _diagnostic(error) from None
+    except (BundleError, Diagnostic) as error:
+        raise (_diagnostic(error) if isinstance(error, BundleError) else error) from None
+    except Exception as error:  # whatever generated code can raise: the bundle is wrong, and says where
+        notes = [*str(error).splitlines()[1:9], *getattr(error, "__notes__", ())]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Diagnostic(f"the bundle's ranks fail: {reason}", notes=notes) from error
     return [
         Outcome(list(r.losses), [r.gradients], r.parameters, r.buffers, r.disagreement, r.disagreeing) for r in results
     ]

@@ -102,7 +102,9 @@ def make(shape: tuple[int, ...], dtype: str) -> torch.Tensor:
     return x > 0.5 if dtype == B else x.to(TORCH[dtype])
 
 
-@pytest.mark.parametrize(("name", "operands", "attrs", "source"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("name", "operands", "attrs", "source"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)]
+)
 def test_source_dispatches_to_the_op(name: str, operands: list[Any], attrs: dict[str, Any], source: str) -> None:
     names = iter("xyz")
     tensors: dict[str, torch.Tensor] = {}
@@ -144,7 +146,15 @@ def test_source_dispatches_to_the_op(name: str, operands: list[Any], attrs: dict
 def test_every_nice_spelling_is_tested() -> None:
     tested = {case[0] for case in CASES}
     same_rule = {f"aten.{n}.Scalar" for n in ("add", "sub", "mul", "div", "bitwise_and", "bitwise_or", "bitwise_xor")}
-    same_rule |= {"aten.squeeze", "aten.contiguous", "aten.to.dtype", "aten.reshape", "aten.isinf", "aten.isnan", "aten.square"}
+    same_rule |= {
+        "aten.squeeze",
+        "aten.contiguous",
+        "aten.to.dtype",
+        "aten.reshape",
+        "aten.isinf",
+        "aten.isnan",
+        "aten.square",
+    }
     assert set(_SPELLED) <= tested | same_rule, set(_SPELLED) - tested - same_rule
 
 
@@ -159,15 +169,24 @@ def text(op: Op) -> str:
 def test_kernels_collectives_and_offsets() -> None:
     x, y = value("x", 2, 4), value("y", 4, 4)
     out = [value("r", 2, 4)]
-    assert text(Op("nn.contract", [x, y], out, {"equation": "b k, n k -> b n"})) == 'nn.contract(x, y, equation="b k, n k -> b n")'
+    assert (
+        text(Op("nn.contract", [x, y], out, {"equation": "b k, n k -> b n"}))
+        == 'nn.contract(x, y, equation="b k, n k -> b n")'
+    )
     offset = struct("offset", axes=["c", "b"], size=4)
     assert text(Op("nn.embedding", [x, y], out, {"padding_idx": 1, "offset": offset})) == (
         'nn.embedding(x, y, padding_idx=1, offset=comm.coordinate("b_c") * 4)'
     )
     assert text(Op("nn.embedding", [x, y], out, {"padding_idx": 1})) == "nn.embedding(x, y, padding_idx=1, whole=True)"
     assert text(Op("comm.all_reduce", [x], out, {"group": "a_c", "op": "sum"})) == 'comm.all_reduce(x, "a_c")'
-    assert text(Op("comm.all_reduce", [x], out, {"axes": ["c", "a"], "op": "max"})) == 'comm.all_reduce(x, "a_c", op="max")'
-    assert text(Op("comm.all_gather", [x], out, {"group": "b", "dim": 1, "outer": 8})) == 'comm.all_gather(x, "b", dim=1, outer=8)'
+    assert (
+        text(Op("comm.all_reduce", [x], out, {"axes": ["c", "a"], "op": "max"}))
+        == 'comm.all_reduce(x, "a_c", op="max")'
+    )
+    assert (
+        text(Op("comm.all_gather", [x], out, {"group": "b", "dim": 1, "outer": 8}))
+        == 'comm.all_gather(x, "b", dim=1, outer=8)'
+    )
     assert text(Op("comm.recv", [], out, {"from_stage": 1, "shape": [2, 4], "dtype": "f64"})) == (
         "comm.recv(from_stage=1, shape=[2, 4], dtype=torch.float64)"
     )

@@ -1,7 +1,7 @@
 """Everything that reaches generated source goes through here: identifiers, literals, comments.
 
     %layers.0.wq.weight     ->  layers_0_wq_weight          %class     ->  class_
-    @block.dp2.tp2.forward  ->  block_dp2_tp2_forward       a string   ->  its repr      a comment  ->  one printable line
+    @block.dp2.tp2.forward  ->  block_dp2_tp2_forward       a string   ->  its repr     a comment  ->  one line
 
 A name from IR text or from the user's model can therefore never become code: an identifier keeps only ASCII letters,
 digits and underscores (Python folds other letters, so two different names could meet), a literal is a repr, and a

@@ -24,8 +24,8 @@ Fingerprint `{manifest["fingerprint"][:16]}`.  Running it needs torch and nothin
 
     torchrun --nproc-per-node {world} train.py --data FILE.py:batches --steps 100
 
-On several nodes start it on each with `--nnodes`, `--node-rank` and `--master-addr`: {world} processes in all, ranks in the
-order of the nodes.  `python train.py --help` lists learning rate, clipping, checkpoints and metrics.
+On several nodes start it on each with `--nnodes`, `--node-rank` and `--master-addr`: {world} processes in all, ranks in
+the order of the nodes.  `python train.py --help` lists learning rate, clipping, checkpoints and metrics.
 
 | | |
 |---|---|
@@ -41,7 +41,7 @@ order of the nodes.  `python train.py --help` lists learning rate, clipping, che
 {inputs}
 
 Where to read: `ranks/rank_0000.py` (place, groups, slices, schedule of one rank), `stages/stage_0.py` (its programme,
-with the lines of the model in the comments), `plan.mlir` (what both came from; `uniap explain` shows it), `manifest.json`.
+with the lines of the model in the comments), `plan.mlir` (what both came from; `uniap explain` shows it).
 """
 
 
