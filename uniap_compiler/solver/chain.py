@@ -160,12 +160,12 @@ class ChainSearch:
                 self.stuck = True
                 return min(least, box.bound) * (1 - 2 * BELOW)
             step = self._offer_exact(path, box)
-            for low, high in _halves(box.low, path.period * (1 - BELOW)) if self.rounds else []:
+            for low, high in _halves(box.low, path.period) if self.rounds else []:
                 least = path.total + self.rounds * low + box.step_low
                 heapq.heappush(queue, Box(least, low, high, box.step_low, box.step_high))
             if self.stepped:
                 low = min(path.period, box.high)
-                for step_low, step_high in _halves(box.step_low, step * (1 - BELOW)):
+                for step_low, step_high in _halves(box.step_low, step):
                     least = path.total + self.rounds * low + step_low
                     heapq.heappush(queue, Box(least, low, box.high, step_low, step_high))
         return incumbent() * (1 - 2 * BELOW)
@@ -221,8 +221,9 @@ class ChainSearch:
         known = self.times.get(key)
         if known is None or any(old < new for old, new in zip(known.caps, caps.values(), strict=True)):
             costs = [self._stage_costs(weight)[i] for weight in caps]
+            entry = np.zeros(self.at.classes) if i == 0 else None  # nothing comes before: any first class will do
             known = self.times[key] = stage_time(
-                self.at, i, a, b, costs, list(caps.values()), deadline=self.deadline
+                self.at, i, a, b, costs, list(caps.values()), entry, deadline=self.deadline
             )
         return known
 
@@ -230,6 +231,7 @@ class ChainSearch:
         """Intervals with equal keys have equal stage times: they share one computation."""
         at = self.at
         return (
+            b"first" if i == 0 else b"",
             at.kind[a : b + 1].tobytes(),
             at.edge[a + 1 : b + 1].tobytes(),
             at.time[:, i].tobytes(),
@@ -261,27 +263,20 @@ class ChainSearch:
         return known.strategies(int(options.label[m]))
 
     def _offer_beam(self, path: Path) -> None:
-        """A plan with the same intervals, by a beam instead of all labels."""
+        """A plan with the same intervals: stage after stage by a beam, entered in the cheapest way."""
         at = self.at
-        stages, times = [], []
-        weights = [1 / at.micro_batches] if self.stepped else [0.0]
+        weight = 1 / at.micro_batches if self.stepped else 0.0
+        entry, hop, chosen = np.zeros(at.classes), hops(at), []
         for i, n in enumerate(path.position):
-            own = self.table.stages[i]
-            costs = [self._stage_costs(weight)[i] for weight in weights]
-            found = stage_time(at, i, int(own.a[n]), int(own.b[n]), costs, [np.inf] * len(costs), BEAM)
-            times.append(found)
-            t = np.full((1, at.classes, at.classes), np.inf)
-            np.minimum.at(
-                t[0], (found.options.q, found.options.r), found.options.time + weights[0] * found.options.step
-            )
-            stages.append(StageIntervals(own.a[[n]], own.b[[n]], t, t, np.array([True]), [found.options]))
-        best = IntervalTable(at, stages, hops(at)).best(np.inf)
-        if best is None:
-            return
-        chosen = []
-        for i, (own, found) in enumerate(zip(stages, times, strict=True)):
-            m = _pick(found.options, best.first_class[i], best.last_class[i], np.inf, weights[0])
-            chosen.append((int(own.a[0]), int(own.b[0]), found.strategies(int(found.options.label[m]))))
+            a, b = int(self.table.stages[i].a[n]), int(self.table.stages[i].b[n])
+            found = stage_time(at, i, a, b, [self._stage_costs(weight)[i]], [np.inf], entry, BEAM)
+            options = found.options
+            if not len(options.time):
+                return
+            m = int(np.argmin(options.time + weight * options.step))
+            chosen.append((a, b, found.strategies(int(options.label[m]))))
+            if b + 1 < at.layers:
+                entry = hop[b + 1, int(options.r[m])]
         self._offer(chosen)
 
     def _offer(self, found: list[tuple[int, int, list[int]]]) -> None:
@@ -289,15 +284,16 @@ class ChainSearch:
         self.offer(stage, [k for _, _, chosen in found for k in chosen])
 
 
-def _pick(options: Options, q: int, r: int, most: float, weight: float = 0.0) -> int:
-    """The option of least time (+ weight x step) between two classes with at most `most` once-per-step time."""
+def _pick(options: Options, q: int, r: int, most: float) -> int:
+    """The option of least time between two classes with at most `most` once-per-step time."""
     fits = (options.q == q) & (options.r == r) & (options.step <= most)
-    return int(np.argmin(np.where(fits, options.time + weight * options.step, np.inf)))
+    return int(np.argmin(np.where(fits, options.time, np.inf)))
 
 
-def _halves(low: float, high: float) -> list[tuple[float, float]]:
-    """A range in two halves; nothing when it is empty."""
-    if high < low:
+def _halves(low: float, reached: float) -> list[tuple[float, float]]:
+    """What is left of a range strictly below the value that was reached, in two halves; nothing when it is empty."""
+    high = reached * (1 - BELOW)
+    if reached <= low or high < low:
         return []
     middle = 0.5 * (low + high)
-    return [(low, middle), (middle, high)] if middle > low else [(low, high)]
+    return [(low, middle), (middle, high)] if low < middle < high else [(low, high)]

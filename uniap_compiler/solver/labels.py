@@ -68,23 +68,27 @@ def stage_time(
     b: int,
     costs: list[StageCosts],
     caps: list[float],
+    entry: Floats | None = None,
     beam: int | None = None,
     most: int = MOST_LABELS,
     deadline: float = np.inf,
 ) -> StageTime:
     """The least times of stage i over layers a..b: all with time + w step <= cap, for every (weight, cap) given.
 
+    With `entry[q]`, seconds paid on entering in class q, the first class is no longer told apart (it is 0 everywhere).
     With `beam` only that many labels per class survive: the times are attained, but may not be the least.
     """
     bounds = [_Completion(at, i, a, b, own) for own in costs]
     slacks = [cap * (1 + 1e-11) for cap in caps]
-    labels = _first(at, i, a)
+    labels = _first(at, i, a, entry)
     trail = []
     for u in range(a, b + 1):
         if u > a:
             labels = _extend(at, i, u, labels)
         for bound, slack in zip(bounds, slacks, strict=True):
             labels = labels.take(bound.hopeful(u, labels, slack))
+        if beam is not None:
+            labels = labels.take(bounds[-1].best(u, labels, 4 * beam))
         labels = labels.take(_undominated(labels, slacks[0], costs[0].limit))
         if beam is not None:
             labels = labels.take(bounds[-1].best(u, labels, beam))
@@ -97,14 +101,15 @@ def stage_time(
     return StageTime(Options(q, r, labels.time, labels.step, last), caps, trail)
 
 
-def _first(at: Instance, i: int, a: int) -> Labels:
+def _first(at: Instance, i: int, a: int, entry: Floats | None) -> Labels:
     k = at.strategies(a)
     n = at.kind[a]
     q = at.layout[k]
+    group, seconds = q * at.classes + q, at.time[n, i, k]
+    if entry is not None:
+        group, seconds = q, seconds + entry[q]
     start = np.full(len(k), -1)
-    return Labels(
-        q * at.classes + q, at.time[n, i, k], at.memory[n, i, k], at.workspace[n, k], at.step[n, k], start, k
-    )
+    return Labels(group, seconds, at.memory[n, i, k], at.workspace[n, k], at.step[n, k], start, k)
 
 
 def _extend(at: Instance, i: int, u: int, old: Labels) -> Labels:
