@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -45,6 +45,7 @@ class Mesh:
     stage: int
     first: int
     sizes: tuple[int, ...]
+    _rates: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def of(cluster: Cluster, stages: int, stage: int) -> Mesh:
@@ -108,14 +109,22 @@ class Mesh:
     def _last(self) -> int:
         return self.first + self.devices - 1
 
+    def alpha_beta(self, collective: str, axes: Iterable[str]) -> tuple[float, float]:
+        """Seconds of an empty collective along `axes`, and seconds per byte (see `traffic` for of what)."""
+        key = (collective, tuple(axes))
+        if key not in self._rates:
+            ranks = self.size(key[1])
+            if ranks == 1:
+                self._rates[key] = (0.0, 0.0)
+            else:
+                link, sharing = self.link(key[1])
+                self._rates[key] = alpha_beta(self.cluster, link, collective, ranks, sharing)
+        return self._rates[key]
+
     def seconds(self, collective: str, axes: Iterable[str], size: Floats | float) -> Floats:
         """Seconds of one collective along `axes`; `size` in bytes, see `traffic` for of what."""
-        axes = tuple(axes)
-        ranks = self.size(axes)
-        if ranks == 1:
-            return np.zeros_like(np.asarray(size, dtype=np.float64))
-        link, sharing = self.link(axes)
-        return collective_seconds(self.cluster, link, collective, ranks, size, sharing)
+        alpha, beta = self.alpha_beta(collective, axes)
+        return alpha + beta * np.asarray(size, dtype=np.float64)
 
     def send_seconds(self, size: Floats | float) -> Floats:
         """Every device of this stage sends `size` bytes to its peer in the next stage, all at the same time.
@@ -127,11 +136,10 @@ class Mesh:
         last = self.first + self.devices == self.cluster.devices
         peer = source - min(self.devices, self.first) if last else source + self.devices
         crossing = source // per_node != peer // per_node
-        if not crossing.any():
-            return collective_seconds(self.cluster, self.cluster.intra, "send", 2, size, 1.0)
-        link = self.cluster.link(crosses_nodes=True)
-        ports = np.bincount(source[crossing] // per_node).max() if link.shared else 1
-        return collective_seconds(self.cluster, link, "send", 2, size, float(ports))
+        link = self.cluster.link(bool(crossing.any()))
+        ports = np.bincount(source[crossing] // per_node).max() if link.shared and crossing.any() else 1
+        alpha, beta = alpha_beta(self.cluster, link, "send", 2, float(ports))
+        return alpha + beta * np.asarray(size, dtype=np.float64)
 
 
 def axis_name(n: int) -> str:
@@ -168,11 +176,8 @@ def traffic(collective: str, ranks: int, reduce_scatter_is_all_reduce: bool = Fa
     raise ValueError(f"unknown collective {collective!r}")
 
 
-def collective_seconds(
-    cluster: Cluster, link: Link, collective: str, ranks: int, size: Floats | float, sharing: float = 1.0
-) -> Floats:
-    """Alpha-beta: overhead + steps * latency + sent bytes / bandwidth, with `sharing` groups on one port."""
+def alpha_beta(cluster: Cluster, link: Link, collective: str, ranks: int, sharing: float = 1.0) -> tuple[float, float]:
+    """overhead + steps * latency, and sent bytes / bandwidth, with `sharing` groups on one port."""
     rate = link.rate(collective)
     steps, share = traffic(collective, ranks, cluster.reduce_scatter_is_all_reduce)
-    alpha = rate.overhead + steps * rate.latency
-    return alpha + np.asarray(size, dtype=np.float64) * (share * sharing / rate.bandwidth)
+    return rate.overhead + steps * rate.latency, share * sharing / rate.bandwidth

@@ -30,6 +30,9 @@ PASSES: dict[str, str] = {
     "decompose-losses": "simplify.decompose_losses:DecomposeLosses",
     # analysis: differentiated -> annotated
     "shard-rules": "analysis.shard_rules:ShardRules",
+    # solve: annotated -> planned
+    "enumerate-strategies": "solve.enumerate_strategies:EnumerateStrategies",
+    "solve-parallelism": "solve.solve_parallelism:SolveParallelism",
     # lower: planned -> sharded -> staged -> local
     "insert-communication": "lower.insert_communication:InsertCommunication",
     "partition-stages": "lower.partition_stages:PartitionStages",

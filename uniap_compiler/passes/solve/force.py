@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Union
 
@@ -80,7 +80,7 @@ class Force:
                 )
 
 
-def admits(choices: dict[str, Choice], strategy: Strategy) -> bool:
+def admits(choices: Mapping[str, Choice], strategy: Strategy) -> bool:
     """Whether a strategy is what the user chose, as far as anything is chosen.
 
     The boundary means nothing to a layer that is not split.

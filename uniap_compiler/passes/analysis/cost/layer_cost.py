@@ -95,13 +95,17 @@ class LayerCost:
     """forward parameter -> its layout over t0, t1, ... and `data`"""
     returned: list[Layout] = field(default_factory=list)
     """the layouts of what forward returns"""
+    _priced: dict[tuple[object, ...], Vector] = field(default_factory=dict, repr=False, compare=False)
 
     def communication_seconds(self, phase: str, mesh: Mesh, axes: Mapping[str, tuple[str, ...]]) -> Vector:
-        total = np.zeros_like(self.batches)
-        for communication in self.communications:
-            if communication.phase == phase:
-                total = total + communication.seconds(mesh, axes)
-        return total
+        key = (phase, mesh.first, mesh.sizes, tuple(sorted(axes.items())))
+        if key not in self._priced:
+            total = np.zeros_like(self.batches)
+            for communication in self.communications:
+                if communication.phase == phase:
+                    total = total + communication.seconds(mesh, axes)
+            self._priced[key] = total
+        return self._priced[key]
 
 
 def roles(func: Func) -> list[str]:

@@ -62,10 +62,10 @@ class Optimizer:
 
     @staticmethod
     def of(kind: str, momentum: bool = True) -> Optimizer:
-        """The runtime's plain formulas, op by op."""
+        """The runtime's plain formulas, op by op (runtime/optimizer.py), and the norm of the gradient."""
         if kind == "adamw":
-            return Optimizer(states=2, passes=28.0, launches=12)
-        return Optimizer(states=1, passes=10.0, launches=4) if momentum else Optimizer(states=0, passes=5.0, launches=2)
+            return Optimizer(states=2, passes=21.0, launches=9)
+        return Optimizer(states=1, passes=9.0, launches=4) if momentum else Optimizer(states=0, passes=4.0, launches=2)
 
 
 @dataclass
@@ -95,11 +95,11 @@ def strategy_cost(
     *,
     copies: frozenset[str] = frozenset(),
     free: frozenset[str] = frozenset(),
-    asynchronous: bool = False,
+    prefetch: bool = True,
 ) -> StrategyCost:
     """copies: tied parameters whose home is another layer; free: those that lie in the home's own memory.
 
-    asynchronous: whether the emitted code gathers and scatters shards beside its arithmetic.
+    prefetch: the emitted code gathers a layer's parameters while the one before computes (pass prefetch-parameters).
     """
     counts = np.asarray(list(micro_batches), dtype=np.int64)
     local = global_batch // counts // strategy.dp
@@ -120,9 +120,9 @@ def strategy_cost(
     forward, backward = forward[at], backward[at]
 
     state = _Shards(layer.parameters, strategy, mesh, axes, optimizer, copies, free)
-    kappa = cluster.overlap if asynchronous else 1.0
+    kappa = cluster.overlap if prefetch else 1.0
     forward = overlapped(forward, np.full_like(forward, state.gather_forward), kappa)
-    backward = overlapped(backward, np.full_like(backward, state.gather_backward + state.scatter), kappa)
+    backward = overlapped(backward, np.full_like(backward, state.gather_backward), kappa) + state.scatter
     accumulating = np.where(counts > 1, 1.0, 0.0)
     backward = backward + accumulating * state.accumulate
 
@@ -130,7 +130,7 @@ def strategy_cost(
     resident = state.kept + state.gradients * (1.0 + accumulating)
     working = np.maximum(
         layer.forward_peak[at], layer.backward_peak[at] + (layer.saved[at] if recompute else 0.0)
-    ) + state.gathered + state.unscattered
+    ) + state.gathered * (2.0 if prefetch else 1.0) + state.unscattered  # the next layer is as large as this one
     return StrategyCost(
         forward=forward,
         backward=backward,
@@ -155,6 +155,11 @@ class _Shards:
         free: frozenset[str],
     ) -> None:
         cluster = mesh.cluster
+
+        def price(kind: str, over: tuple[str, ...], size: float) -> float:
+            alpha, beta = mesh.alpha_beta(kind, over)
+            return alpha + beta * size
+
         self.kept = self.gradients = self.gathered = self.unscattered = self.step_workspace = 0.0
         self.gather_forward = self.gather_backward = self.scatter = self.accumulate = self.step = 0.0
         data, dp = axes[DATA], strategy.dp
@@ -163,7 +168,7 @@ class _Shards:
             always = split and strategy.shard == "parameters"
             scattered = split and strategy.shard in ("gradients", "parameters")
             home = p.bytes / dp if split else p.bytes
-            gather = float(mesh.seconds("all_gather", data, p.bytes)) if split else 0.0
+            gather = price("all_gather", data, p.bytes) if split else 0.0
             if always:
                 self.gather_forward += gather
                 self.gather_backward += gather if p.in_backward or strategy.recompute == "full" else 0.0
@@ -176,7 +181,7 @@ class _Shards:
             accumulator = p.bytes / dp if scattered else p.bytes
             self.accumulate += _pointwise(cluster, 3 * accumulator)
             if scattered:
-                self.scatter += float(mesh.seconds("reduce_scatter", data, p.bytes))
+                self.scatter += price("reduce_scatter", data, p.bytes)
                 self.unscattered += p.bytes
             if p.name in free:
                 continue
@@ -187,10 +192,10 @@ class _Shards:
                 continue
             if split:
                 if not scattered:
-                    self.step += float(mesh.seconds("reduce_scatter", data, p.bytes))
-                self.step += float(mesh.seconds("all_reduce", pending, home))
+                    self.step += price("reduce_scatter", data, p.bytes)
+                self.step += price("all_reduce", pending, home)
             else:
-                self.step += float(mesh.seconds("all_reduce", (*pending, *data), p.bytes))
+                self.step += price("all_reduce", (*pending, *data), p.bytes)
             if split and not always:
                 self.step += gather
                 self.kept += home  # the optimizer works on a shard of its own

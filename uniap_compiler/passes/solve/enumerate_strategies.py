@@ -1,0 +1,144 @@
+"""enumerate-strategies: which tensor patterns every kind of layer may take, each found by the search.
+
+    func @block.forward(...)   func @block.backward(...)
+    -> func @block.tp2.replicated.forward(...) ...    func @block.tp2.sequence.forward(...) ...     and so on
+       plan.cluster @laptop {...}
+       plan.strategy @block.tp2.replicated {tp = 2, boundary = "replicated", batch = [1, 2, 4], forward = [...], ...}
+
+One search per (kind of layer, tensor degree, boundary).  Data degree, parameter sharding, recomputation, stages and
+micro-batches need no code of their own here: solve-parallelism adds them by formula.  Tensor axes stay inside a node
+unless they are forced across (`across_nodes`).  The rows say what a micro-batch costs by the batch of one device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from uniap_compiler.cluster import Cluster, Mesh
+from uniap_compiler.ir import Diagnostic, Func, Module, Op
+from uniap_compiler.passes.analysis.cost.op_cost import SearchCost
+from uniap_compiler.passes.analysis.cost.strategy_cost import Strategy
+
+from .cluster_op import cluster_of, record_cluster
+from .force import Force, admits, check_degrees, parse_force
+from .pattern_costs import pattern_costs
+from .problem import batches_of, divisors
+from .step_graph import StepGraph
+
+if TYPE_CHECKING:
+    from uniap_compiler.passes.manager import Session
+
+_REPORTED = 8
+"""Local batches that a row of plan.strategy lists, at most."""
+
+
+@dataclass(frozen=True)
+class EnumerateStrategies:
+    name: ClassVar[str] = "enumerate-strategies"
+    requires: ClassVar[str] = "annotated"
+    ensures: ClassVar[str] = "annotated"
+
+    across_nodes: bool = False
+
+    def run(self, module: Module, session: Session) -> str:
+        if session.cluster is not None:
+            record_cluster(module, session.cluster)
+        cluster, batch = cluster_of(module), global_batch(module)
+        graph, force = StepGraph.of(module), force_of(module)
+        check_degrees(force, graph.names, cluster.devices, batch)
+        wanted = list(self._wanted(graph, force, cluster, batch))
+        for kind, tp, boundary, cost in wanted:
+            for func in _search(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), boundary, cost):
+                module.funcs.pop(func.name, None)
+                module.add(func)
+        _write_rows(module, graph, cluster, batch)
+        return f"{len(graph.layers)} layers of {len(graph.kinds())} kinds, {len(wanted)} patterns searched"
+
+    def _wanted(
+        self, graph: StepGraph, force: Force, cluster: Cluster, batch: int
+    ) -> Iterator[tuple[str, int, str, SearchCost]]:
+        """(kind, tp, boundary, cost); each tensor degree on the axes of the fewest stages that have it."""
+        chosen: dict[str, list[dict[str, int | str]]] = {}
+        for layer in graph.layers:
+            chosen.setdefault(layer.kind, []).append(force.for_layer(layer.name))
+        seen: set[tuple[str, int, str]] = set()
+        for stages in divisors(cluster.devices):
+            if stages > len(graph.layers) or force.pp not in (None, stages):
+                continue
+            mesh = Mesh.of(cluster, stages, 0)
+            for tp in divisors(mesh.devices):
+                axes = mesh.tensor_axes(tp)
+                if tp == 1 or axes is None or batch % (mesh.devices // tp):
+                    continue
+                asked = any("tp" in c or "dp" in c for each in chosen.values() for c in each)
+                if tp > cluster.devices_per_node and not asked and not self.across_nodes:
+                    continue
+                for kind, choices in chosen.items():
+                    for boundary in ("replicated", "sequence"):
+                        strategy = Strategy(tp, mesh.devices // tp, boundary)
+                        degrees = [{k: v for k, v in c.items() if k in ("tp", "dp", "boundary")} for c in choices]
+                        key = (kind, tp, boundary)
+                        if key in seen or not any(admits(c, strategy) for c in degrees):
+                            continue
+                        seen.add(key)
+                        yield *key, search_cost(mesh, axes, batch, strategy.dp, force.micro_batches)
+
+
+def search_cost(mesh: Mesh, axes: tuple[str, ...], batch: int, dp: int, micro_batches: int | None) -> SearchCost:
+    """For a middling number of micro-batches, where none is forced."""
+    counts = [c for c in divisors(batch) if batch // c % dp == 0 and micro_batches in (None, c)] or [1]
+    count = counts[len(counts) // 2]
+    return SearchCost(mesh, axes, max(1, batch // count // dp), 1.0 / count)
+
+
+def _search(
+    module: Module, kind: str, sizes: tuple[int, ...], boundary: str, cost: SearchCost
+) -> tuple[Func, Func]:
+    from uniap_compiler.passes.analysis.tensor_parallel.search import search
+
+    forward = module.funcs[f"{kind}.forward"]
+    backward = module.funcs.get(f"{kind}.backward")
+    if backward is None:  # nothing in the layer needs a gradient
+        backward = Func(f"{kind}.backward", attrs={"kind": "backward", "of": forward.name, "results": []})
+    return search(forward, backward, sizes, boundary, cost)
+
+
+def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) -> None:
+    module.ops = [op for op in module.ops if op.name != "plan.strategy"]
+    batches = batches_of(cluster.devices, batch, len(graph.layers))[-_REPORTED:]
+    for (kind, tp, boundary), pattern in pattern_costs(module, graph, cluster, batches).items():
+        cost = pattern.cost
+        sent = [c for c in cost.communications if "data" not in c.axes and c.phase != "recompute"]
+        module.ops.append(
+            Op(
+                "plan.strategy",
+                symbol=kind if tp == 1 else f"{kind}.tp{tp}.{boundary}",
+                attrs={
+                    "tp": tp,
+                    "boundary": boundary,
+                    "batch": list(batches),
+                    "forward": cost.forward_seconds.tolist(),
+                    "backward": cost.backward_seconds.tolist(),
+                    "saved": [int(n) for n in cost.saved],
+                    "inputs": [int(n) for n in cost.inputs],
+                    "parameters": int(sum(p.bytes for p in cost.parameters)),
+                    "collectives": [
+                        f"{c.phase} {c.count} {c.kind} {'*'.join(c.axes)} {int(c.size[-1])}" for c in sent
+                    ],
+                },
+            )
+        )
+
+
+def global_batch(module: Module) -> int:
+    batch = module.attrs.get("global_batch")
+    if not isinstance(batch, int):
+        raise Diagnostic("the module does not say its global_batch", help="compile with --global-batch N")
+    return batch
+
+
+def force_of(module: Module) -> Force:
+    given = module.attrs.get("force")
+    return parse_force(str(given)) if given else Force()

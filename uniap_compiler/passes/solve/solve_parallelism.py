@@ -1,0 +1,187 @@
+"""solve-parallelism: one mixed-integer quadratic programme decides stage and strategy of every layer.
+
+    %h1 = plan.call @block.forward(%h0, ...) {layer = "layers.0", phase = "forward", stage = 0,
+                                              strategy = #strategy<dp = 2, tp = 2, boundary = "replicated", ...>}
+    plan.plan @plan {stages = 2, micro_batches = 4, schedule = "1f1b", status = "optimal", objective = 0.0132, ...}
+    plan.mesh @mesh {axes = #axes<a = 2, b = 2>, stages = 2, world = 8}
+    plan.stage @stage_0 {memory = 81264640, ...}      plan.runner_up @runner_up_0 {...}
+
+The solver's best few plans are simulated event by event, and the fastest of them is taken: `objective` is the
+programme's number for it, `simulated` the simulation's.  `status`, `bound` and `gap` are about the objective.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uniap_compiler import solver
+from uniap_compiler.ir import Diagnostic, Module, Op, Struct
+from uniap_compiler.passes.analysis.cost.strategy_cost import Optimizer
+
+from .cluster_op import cluster_of, record_cluster
+from .enumerate_strategies import force_of, global_batch
+from .infeasible import explain
+from .pattern_costs import pattern_costs
+from .problem import Problem, Setting, batches_of, build_problems
+from .simulate_plan import Simulated, simulate_plan
+from .step_graph import StepGraph
+
+if TYPE_CHECKING:
+    from uniap_compiler.passes.manager import Session
+
+
+@dataclass(frozen=True)
+class SolveParallelism:
+    name: ClassVar[str] = "solve-parallelism"
+    requires: ClassVar[str] = "annotated"
+    ensures: ClassVar[str] = "planned"
+
+    time_limit: float = 300.0
+    top: int = 6
+    """How many of the solver's best plans are simulated."""
+
+    def run(self, module: Module, session: Session) -> str:
+        if session.cluster is not None:
+            record_cluster(module, session.cluster)
+        setting = setting_of(module)
+        problems = build_problems(setting)
+        folder = session.options.get("write_lp")
+        answer = solve_all(problems, self.time_limit, self.top, Path(folder) if folder is not None else None)
+        if answer.status == "infeasible":
+            raise explain(setting)
+        if not answer.plans:
+            raise Diagnostic(
+                f"no plan was found within {self.time_limit:g} s",
+                help="give it longer: solve-parallelism{time-limit=...}, or force some of the choices",
+            )
+        simulated = [simulate_plan(setting, problems[n], plan) for n, plan in answer.plans]
+        order = sorted(range(len(simulated)), key=lambda n: (simulated[n].seconds, answer.plans[n][1].objective))
+        _write(module, setting, answer, [simulated[n] for n in order])
+        best = simulated[order[0]]
+        return (
+            f"{best.candidate.stages} stages, {best.candidate.micro_batches} micro-batches, "
+            f"{1e3 * best.seconds:.3g} ms predicted, {answer.status}"
+        )
+
+
+def setting_of(module: Module) -> Setting:
+    """Everything that the problem is built from, read off the module."""
+    graph, cluster, batch = StepGraph.of(module), cluster_of(module), global_batch(module)
+    batches = batches_of(cluster.devices, batch, len(graph.layers))
+    given = module.attrs.get("optimizer")
+    fields = given.asdict() if isinstance(given, Struct) else {}
+    return Setting(
+        graph=graph,
+        patterns=pattern_costs(module, graph, cluster, batches),
+        cluster=cluster,
+        optimizer=Optimizer.of(str(fields.get("kind", "adamw")), bool(fields.get("momentum", True))),
+        global_batch=batch,
+        schedule=str(module.attrs.get("schedule") or "1f1b"),
+        force=force_of(module),
+        name=module.name,
+    )
+
+
+@dataclass
+class Answer:
+    """plans: (number of the problem, plan), best first.  bound holds for every plan of every problem."""
+
+    status: str
+    plans: list[tuple[int, solver.Plan]]
+    bound: float | None
+    gap: float | None
+    seconds: float
+
+
+def solve_all(problems: list[Problem], time_limit: float, top: int, write_lp: Path | None = None) -> Answer:
+    """Problems that differ in their candidates only, as one."""
+    plans: list[tuple[int, solver.Plan]] = []
+    bounds: list[float] = []
+    seconds, statuses = 0.0, set()
+    for n, problem in enumerate(problems):
+        folder = write_lp if write_lp is None or len(problems) == 1 else write_lp / f"p{n:02d}"
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "problem.json").write_text(json.dumps(problem.data, indent=1) + "\n", encoding="utf-8")
+        result = solver.solve(
+            solver.Problem.from_json(problem.data),
+            time_limit=max(1.0, time_limit - seconds),
+            top=top,
+            write_lp=folder,
+        )
+        seconds += result.seconds
+        statuses.add(result.status)
+        plans += [(n, plan) for plan in result.plans]
+        if result.status != "infeasible":
+            bounds.append(result.bound if result.bound is not None else 0.0)
+    plans.sort(key=lambda item: item[1].objective)
+    if not plans:
+        return Answer("infeasible" if statuses == {"infeasible"} else "unknown", [], None, None, seconds)
+    best, bound = plans[0][1].objective, min(bounds)
+    proven = statuses <= {"optimal", "infeasible"}
+    gap = max(0.0, (best - bound) / best) if best else 0.0
+    return Answer("optimal" if proven else "feasible", plans[:top], min(bound, best), gap, seconds)
+
+
+def _write(module: Module, setting: Setting, answer: Answer, plans: list[Simulated]) -> None:
+    best, candidate = plans[0], plans[0].candidate
+    drop = ("plan.plan", "plan.mesh", "plan.stage", "plan.runner_up")
+    module.ops = [op for op in module.ops if op.name not in drop]
+    axes = candidate.meshes[0].axes
+    module.ops.append(
+        Op(
+            "plan.mesh", symbol="mesh",
+            attrs={"axes": Struct("axes", tuple(axes.items())), "stages": candidate.stages, "world": setting.cluster.devices},
+        )
+    )  # fmt: skip
+    module.ops.append(
+        Op(
+            "plan.plan",
+            symbol="plan",
+            attrs={
+                "stages": candidate.stages,
+                "micro_batches": candidate.micro_batches,
+                "schedule": setting.schedule,
+                "status": answer.status,
+                "objective": best.plan.objective,
+                "bound": answer.bound,
+                "gap": answer.gap,
+                "simulated": best.seconds,
+                "bubble": round(best.bubble, 6),
+            },
+        )
+    )
+    for i, row in enumerate(best.stages):
+        module.ops.append(Op("plan.stage", symbol=f"stage_{i}", attrs={**row}))
+    for n, other in enumerate(plans[1:]):
+        module.ops.append(Op("plan.runner_up", symbol=f"runner_up_{n}", attrs=_runner_up(setting, other)))
+    strategies = {
+        layer.name: (best.plan.stage[u], candidate.strategies[best.plan.strategy[u]])
+        for u, layer in enumerate(setting.graph.layers)
+    }
+    for op in module.funcs["step"].ops:
+        if op.name == "plan.call" and op.attrs.get("phase") in ("forward", "backward"):
+            stage, strategy = strategies[str(op.attrs["layer"])]
+            op.attrs["stage"], op.attrs["strategy"] = stage, strategy.attr()
+
+
+def _runner_up(setting: Setting, other: Simulated) -> dict[str, Any]:
+    """The plan in short; `layers` names runs of layers that share stage and strategy."""
+    plan, candidate = other.plan, other.candidate
+    runs: list[str] = []
+    previous: tuple[int, int] | None = None
+    for u, name in enumerate(setting.graph.names):
+        key = (plan.stage[u], plan.strategy[u])
+        if key != previous:
+            runs.append(f"{name}.. stage {key[0]} {candidate.strategies[key[1]]}")
+        previous = key
+    return {
+        "stages": candidate.stages,
+        "micro_batches": candidate.micro_batches,
+        "objective": plan.objective,
+        "simulated": other.seconds,
+        "layers": list(runs),
+    }
