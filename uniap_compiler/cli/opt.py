@@ -25,8 +25,8 @@ import typer
 from ..ir import ConstantStore, Diagnostic, Loc, Module, parse_module, print_module, verify
 from ..ir.constants import FILE_NAME as CONSTANTS_FILE
 from ..passes.instruments import Diff, Dump, Instrument, PrintAfter, Stats, Timing
-from ..passes.manager import Pass, Session, required_levels, run_passes
-from ..passes.pipelines import PIPELINES, parse_pipeline
+from ..passes.manager import Pass, Session, required_levels, run_passes, source_root
+from ..passes.pipelines import PIPELINES, parse_pipeline, print_value
 from ..passes.registry import PASSES, pass_class
 
 SEPARATOR = re.compile(r"^// -----.*$", re.MULTILINE)
@@ -156,6 +156,7 @@ def _process(text: str, passes: list[Pass], options: argparse.Namespace, err: Te
         loc = diagnostic.loc
         if module is None:
             return "", (diagnostic, loc.line if loc is not None else None)
+        diagnostic.source_root = diagnostic.source_root or source_root(module)
         line = lines.get(diagnostic.op) or lines.get(diagnostic.func)
         if loc is None and line is not None:
             diagnostic.loc = Loc(options.file, line)
@@ -222,10 +223,14 @@ def list_passes() -> str:
     lines = []
     for name in PASSES:
         cls = pass_class(name)
-        options = [f"{f.name}={'' if f.default is dataclasses.MISSING else f.default}" for f in dataclasses.fields(cls)]
+        options = [
+            f.name + "=" + (print_value(f.default) if f.default is not dataclasses.MISSING else "")
+            for f in dataclasses.fields(cls)
+        ]
         before = "|".join(required_levels(cls)) or "any"
         after = cls.ensures or "same"
         summary = (sys.modules[cls.__module__].__doc__ or "").strip().split("\n")[0]
+        summary = re.sub(rf"^([Tt]he )?([Pp]ass )?`?{name}`?: ", "", summary)
         lines.append(f"{name}{'{' + ' '.join(options) + '}' if options else ''}  [{before} -> {after}]  {summary}")
     lines += [f"{name} = {text}" for name, text in PIPELINES.items()]
     return "\n".join(lines) + "\n"

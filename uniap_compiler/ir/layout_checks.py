@@ -66,7 +66,8 @@ def check_layouts(module: Module, func: Func) -> None:
     known: dict[Value, States] = {}
     for value in func.values():
         if value.type.layout is None:
-            raise Diagnostic(f"%{value.name} has no layout, and other values of @{func.name} have", func=func)
+            op = next((op for op in func.ops if value in op.results), None)
+            raise Diagnostic(f"%{value.name} has no layout, and other values of @{func.name} have", op=op, func=func)
         known[value] = states(value.type, mesh)
     for op in func.ops:
         mistake = op_mistake(op, known)

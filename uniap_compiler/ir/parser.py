@@ -129,14 +129,16 @@ class _Build(Transformer[Any, Any]):
         return items
 
     @v_args(inline=True)
-    def func(self, name: Symbol, params: Any, types: Any, attrs: Attrs, *rest: Any) -> tuple[Func, dict[object, int]]:
+    def func(
+        self, keyword: Token, name: Symbol, params: Any, types: Any, attrs: Attrs, *rest: Any
+    ) -> tuple[Func, dict[object, int]]:
         lines: dict[object, int] = dict(rest[:-1])
-        func = Func(str(name), params, lines, (), attrs)  # type: ignore[arg-type]
-        line = rest[0][1] - 1 if rest[:-1] else 0
+        func = Func(str(name), params, (op for op, _ in rest[:-1]), (), attrs)
+        first = keyword.line or 0
         table: dict[str, Value] = {}
         for value in func.values():
             if value.name in table:
-                place = next((lines[op] for op in func.ops if value in op.results), line)
+                place = next((lines[op] for op in func.ops if value in op.results), first)
                 raise _Mistake(f"{value_name(value.name)} is defined twice in func {symbol_name(func.name)}", place)
             table[value.name] = value
 
@@ -149,12 +151,12 @@ class _Build(Transformer[Any, Any]):
 
         for op, line in rest[:-1]:
             op.operands = [[find(n, line) for n in o] if isinstance(o, list) else find(o, line) for o in op.operands]
-        func.returns = [find(n, line + 1) for n in rest[-1]]
+        func.returns = [find(n, first) for n in rest[-1]]
         found = [None if v is None else v.type for v in func.returns]
         if found != types:
             shown = ", ".join("none" if t is None else str(t) for t in found)
-            raise _Mistake(f"{symbol_name(func.name)} returns ({shown}), which is not what its head says", line + 1)
-        lines[func] = line
+            raise _Mistake(f"{symbol_name(func.name)} returns ({shown}), which is not what its head says", first)
+        lines[func] = first
         return func, lines
 
     @v_args(inline=True)

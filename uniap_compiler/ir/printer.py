@@ -148,7 +148,7 @@ def print_func(func: Func, indent: str = "") -> str:
     line = f"{head}({', '.join(params)}) -> ({', '.join(types)}){tail}"
     if len(line) > WIDTH:  # one parameter per line
         broken = (",\n" + indent + "    ").join(params)
-        line = f"{head}(" + (f"\n{indent}    {broken}" if params else "") + f") -> ({', '.join(types)}){tail}"
+        line = f"{head}(" + (f"\n{indent}    {broken}\n{indent}" if params else "") + f") -> ({', '.join(types)}){tail}"
     body = [f"{indent}  {print_op(op)}" for op in func.ops]
     result = f"{indent}  return " + ", ".join(map(print_value, func.returns))
     return "\n".join([line, *body, result.rstrip(), f"{indent}}}"])

@@ -60,6 +60,12 @@ class Pass(Protocol):
     def run(self, module: Module, session: Session) -> str | None: ...
 
 
+def source_root(module: Module) -> Path | None:
+    """The folder of the task file that the module names: locations are relative to it."""
+    file, _, _ = str(module.attrs.get("spec") or "").rpartition(":")
+    return Path(file).parent if file.endswith(".py") else None
+
+
 def required_levels(pass_: Pass) -> tuple[str, ...]:
     """The levels that the pass accepts; empty means any."""
     return (pass_.requires,) if isinstance(pass_.requires, str) else pass_.requires
@@ -117,7 +123,7 @@ def run_passes(
                 note += "; to repeat it: " + write_reproducer(reproducer, pass_, before, session.constants)
             if isinstance(error, Diagnostic):
                 error.notes.append(note)
-                error.source_root = error.source_root or session.source_root
+                error.source_root = error.source_root or session.source_root or source_root(module)
             else:
                 error.add_note(note)
             for instrument in instruments:
