@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from uniap_compiler.runtime import weights
+from uniap_compiler.runtime import checkpoint, data, weights
+from uniap_compiler.runtime.bundle import Bundle
 from uniap_compiler.runtime.data import flatten
+from uniap_compiler.runtime.errors import BundleError
 from uniap_compiler.runtime.simulate import simulate
 
 from .tiny_bundle import batch, write
@@ -95,15 +97,15 @@ def test_torchrun(tmp_path):
 @pytest.mark.parametrize(("schedule", "micro_batches"), [pytest.param("gpipe", 3, marks=pytest.mark.slow), ("1f1b", 6)])
 def test_save_and_resume_are_exact(tmp_path, schedule, micro_batches):
     root = write(tmp_path / "b", schedule, micro_batches)
-    data = ("--data", f"{tmp_path / 'data.py'}:batches", "--timeout", "30", "--clip", "1.0", "--log-every", "0")
+    options = ("--data", f"{tmp_path / 'data.py'}:batches", "--timeout", "30", "--clip", "1.0", "--log-every", "0")
     whole = train(
-        [root] * 4, *data, "--steps", "5", "--save", tmp_path / "whole", "--metrics", tmp_path / "whole.jsonl"
+        [root] * 4, *options, "--steps", "5", "--save", tmp_path / "whole", "--metrics", tmp_path / "whole.jsonl"
     )
     assert whole["codes"] == [0] * 4, whole["err"]
     assert_like_simulation(root, tmp_path / "whole.jsonl", 5, micro_batches, 1.0)
     parts = ("--save", tmp_path / "parts", "--save-every", "2", "--metrics", tmp_path / "parts.jsonl")
-    assert train([root] * 4, *data, "--steps", "2", *parts)["codes"] == [0] * 4
-    assert train([root] * 4, *data, "--steps", "5", *parts, "--resume", tmp_path / "parts")["codes"] == [0] * 4
+    assert train([root] * 4, *options, "--steps", "2", *parts)["codes"] == [0] * 4
+    assert train([root] * 4, *options, "--steps", "5", *parts, "--resume", tmp_path / "parts")["codes"] == [0] * 4
     a, b = lines(tmp_path / "whole.jsonl"), lines(tmp_path / "parts.jsonl")
     assert [(x["loss"], x["grad_norm"]) for x in a] == [(x["loss"], x["grad_norm"]) for x in b]
     assert [p.name for p in sorted((tmp_path / "parts").iterdir())] == [
@@ -126,14 +128,13 @@ def test_save_and_resume_are_exact(tmp_path, schedule, micro_batches):
                 assert torch.equal(torch.as_tensor(x), torch.as_tensor(two["state"][name][key])), (name, key)
     # Another bundle refuses this checkpoint, and a folder without a complete one is refused too.
     other = write(tmp_path / "other" / "b", schedule, micro_batches, fingerprint="e" * 64)
-    failed = train([other] * 4, *data, "--steps", "6", "--resume", tmp_path / "parts")
-    assert failed["codes"] == [1] * 4
-    assert "belongs to another bundle (fingerprint ffffffffffff, this one is eeeeeeeeeeee)" in failed["err"]
-    shutil.rmtree(tmp_path / "whole")
-    (tmp_path / "whole/step_00000001").mkdir(parents=True)
-    failed = train([root] * 4, *data, "--steps", "6", "--resume", tmp_path / "whole")
-    assert failed["codes"] == [1] * 4 and "no complete checkpoint" in failed["err"]
-    assert failed["err"].count("error:") == 1 and "Traceback" not in failed["err"]
+    said = alone(other, *options, "--resume", tmp_path / "parts", **WORLD)
+    assert "belongs to another bundle (fingerprint ffffffffffff, this one is eeeeeeeeeeee)" in said
+    (tmp_path / "none/step_00000001").mkdir(parents=True)
+    with pytest.raises(BundleError, match="no complete checkpoint"):
+        checkpoint.latest(tmp_path / "none")
+    with pytest.raises(BundleError, match="there is no such folder"):
+        checkpoint.latest(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -188,15 +189,14 @@ def test_altered_missing_and_mixed_files(tmp_path):
     said = alone(root, "--data", "x.py:batches", "--allow-changes", **WORLD)
     assert "warning: stages/stage_1.py was changed" in said and "there is no file x.py" in said
     stage.unlink()
-    assert "stages/stage_1.py is missing from the bundle" in alone(root, "--data", "x.py:batches", **WORLD)
+    with pytest.raises(BundleError, match="stages/stage_1.py is missing from the bundle"):
+        Bundle(root).check()
     write(root)
     other = write(tmp_path / "other" / "b", fingerprint="0" * 64)
     shutil.copy(other / "ranks/rank_0003.py", root / "ranks/rank_0003.py")
-    said = alone(root, "--data", "x.py:batches", **WORLD)
-    assert (
-        "the bundle is mixed from two: ranks/rank_0003.py has fingerprint 000000000000, manifest.json ffffffffffff"
-        in said
-    )
+    words = "mixed from two: ranks/rank_0003.py has fingerprint 000000000000, manifest.json ffffffffffff"
+    with pytest.raises(BundleError, match=words):
+        Bundle(root).check()
     said = alone(root, "--data", "x.py:batches", "--allow-changes", **{**WORLD, "RANK": "3"})
     assert "the bundle is mixed from two" in said, "not even --allow-changes runs a rank of another plan"
 
@@ -231,9 +231,6 @@ def test_ranks_with_different_bundles(tmp_path):
     ],
 )
 def test_bad_data_are_explained(tmp_path, content, words):
-    from uniap_compiler.runtime import data
-    from uniap_compiler.runtime.errors import BundleError
-
     manifest = json.loads((write(tmp_path / "b") / "manifest.json").read_text())
     path = tmp_path / "mine.py"
     if content is not None:
