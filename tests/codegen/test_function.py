@@ -10,6 +10,7 @@ import torch
 from uniap_compiler.codegen.function import Callee, write_layer
 from uniap_compiler.codegen.packs import find_packs
 from uniap_compiler.codegen.stage import write_stage
+from uniap_compiler.codegen.wishes import wishes
 from uniap_compiler.ir import Func, Module, Op, TensorType, Value, parse_module
 
 from .hand_written import two_stages
@@ -22,7 +23,7 @@ def parse(body: str) -> Module:
 def layer(body: str) -> list[str]:
     module = parse(body)
     (func,) = module.funcs.values()
-    return write_layer(Callee(func, "f"), {}, frozenset({"torch"}), ("a", "b"))
+    return write_layer(Callee(func, "f", wishes=wishes(func)), {}, frozenset({"torch"}), ("a", "b"))
 
 
 def code(lines: list[str]) -> list[str]:
@@ -80,7 +81,7 @@ def test_unused_results() -> None:
     }""")
     assert code(lines) == [
         "y, _, _ = aten.native_layer_norm(x, [64], None, None, eps=0.1)",
-        "values, where = aten.topk.default(y, k=64)",
+        "values, where = aten.topk(y, k=64)",
         "return (values,)",
     ]  # fmt: skip
 
@@ -169,8 +170,26 @@ def test_recompute_hands_lists_from_call_to_call() -> None:
     for func in (again, back, stage):
         module.add(func)
     text = write_stage(module, 0, 1, ("a",))
-    assert "(*saved_f,) = f_recompute(comm, y)" in text and "f_backward(comm, saved_f, grad)" in text
+    assert "(*saved_f,) = f_recompute(comm, y)" in text and "f_backward(comm, saved_f, d_grad)" in text
     space = run(text)
     y0, g0 = torch.randn(2), torch.randn(2)
     (found,) = space["backward"](None, [y0, g0])
     assert torch.equal(found, -y0 + y0.exp() + y0.sin() + g0)
+
+
+def test_a_call_may_take_over_the_name_of_its_operand() -> None:
+    t = TensorType((64, 64), "f32")
+    x, y = Value("x", t), Value("y", t)
+    inner = Func("f", [x], [Op("aten.exp", [x], [y])], [y], {"kind": "forward"})
+    h, h1, h2, loss = Value("h", t), Value("h_1", t), Value("h_2", t), Value("loss", TensorType((), "f32"))
+    stage = Func("stage_0.forward", [h], [
+        Op("plan.call", [h], [h1], {"layer": "f.0"}, "f"), Op("plan.call", [h1], [h2], {"layer": "f.1"}, "f"),
+        Op("aten.sum", [h2], [loss]),
+    ], [loss], {"args": ["input:batch.x"], "results": ["loss"]})  # fmt: skip
+    module = Module("m")
+    module.add(inner)
+    module.add(stage)
+    space = run(write_stage(module, 0, 1, ()))
+    value = torch.randn(64, 64)
+    (found,) = space["forward"](None, [value])
+    assert torch.equal(found, value.exp().exp().sum())

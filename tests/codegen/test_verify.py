@@ -72,12 +72,13 @@ def drop(line: str) -> Callable[[str], str]:
 
 STAGE_0, STAGE_1, RANK_3 = "stages/stage_0.py", "stages/stage_1.py", "ranks/rank_0003.py"
 MUTANTS: dict[str, tuple[str, Callable[[str], str], str]] = {
-    "drop a gradient's all-reduce": (STAGE_0, drop("up1"), r"blocks\.1\.up"),
+    "drop a gradient's all-reduce": (STAGE_0, drop("d_up1"), r"blocks\.1\.up"),
     "drop a forward all-reduce": (STAGE_0, drop("y"), "copies on different ranks|loss"),
-    "drop a backward all-reduce": (STAGE_0, drop("x_grad"), r"blocks\.0\."),
+    "drop a backward all-reduce": (STAGE_0, drop("d_x"), r"blocks\.0\."),
     "halve a gradient": (STAGE_1, lambda t: t.replace(
-        "return x_grad, weight_grad", "return x_grad, weight_grad / 2"), r"head\.weight"),
-    "scale a gradient by 1 + 1e-8": (STAGE_0, lambda t: t.replace("bias_grad = h_grad.sum([0])", "bias_grad = h_grad.sum([0]) * (1 + 1e-8)"), r"blocks\.\d\.bias"),
+        "return d_x, d_weight", "return d_x, d_weight / 2"), r"head\.weight"),
+    "scale a gradient by 1 + 1e-8": (STAGE_0, lambda t: t.replace(
+        "d_bias = d_h.sum([0])", "d_bias = d_h.sum([0]) * (1 + 1e-8)"), r"blocks\.\d\.bias"),
     "shift a slice": (RANK_3, lambda t: t.replace(
         '"blocks.1.bias": {"shape": [3], "dtype": "float64", "slices": [[[6, 3, 6]]]',
         '"blocks.1.bias": {"shape": [3], "dtype": "float64", "slices": [[[6, 2, 5]]]'), r"blocks\.1\.bias"),
@@ -86,7 +87,7 @@ MUTANTS: dict[str, tuple[str, Callable[[str], str], str]] = {
     "forget to gather the head": (STAGE_1, lambda t: t.replace(
         'comm.all_gather(head_weight, "a", dim=1)', "torch.cat([head_weight, head_weight], dim=1)"), r"loss|head\.weight"),
     "average instead of adding": (STAGE_0, lambda t: t.replace(
-        'bias0 = comm.all_reduce(bias0, "a")', 'bias0 = comm.all_reduce(bias0, "a") / 2'), r"blocks\.0\.bias"),
+        'comm.all_reduce(d_bias0, "a")', 'comm.all_reduce(d_bias0, "a") / 2'), r"blocks\.0\.bias"),
 }  # fmt: skip
 
 

@@ -154,8 +154,14 @@ def _callee(op: Op) -> str:
         return f"nn.{name}"
     if overload:
         return op.name
-    others = [o for o in getattr(torch.ops.aten, name).overloads() if o != "default" and "out" not in o]
+    packet = getattr(torch.ops.aten, name)
+    others = [o for o in packet.overloads() if o != "default" and not _writes(getattr(packet, o)._schema)]
     return op.name + (".default" if others else "")
+
+
+def _writes(schema: Any) -> bool:
+    """An overload that writes into an argument; a call without that argument cannot mean it."""
+    return any(a.is_out for a in schema.arguments)
 
 
 def _kernel(op: Op, name: str, scope: Scope) -> Call:

@@ -17,7 +17,6 @@ Values keep their IR names; a value whose operand of the same stem dies here tak
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -25,10 +24,11 @@ from ..ir import Func, Loc, Op, TensorType, Value
 from .expressions import Call, Scope, expression
 from .layout import assignment, fill, returned
 from .names import Namespace, comment, identifier
+from .wishes import stem, wishes
 
 _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "i1": 1}
-_COLUMN = 72
-"""Where the comment behind a line starts, when the line is short enough."""
+_COLUMN = 92
+"""How far to the right the comments behind lines may start."""
 _TRANSIENT = ("input:", "saved:", "recv:", "recv_grad:", "seed:")
 """Roles of arguments that nobody else holds: given up at their last use."""
 
@@ -41,6 +41,7 @@ class Callee:
     python: str
     lists: list[tuple[int, int]] = field(default_factory=list)
     doc: str = ""
+    wishes: dict[str, str] = field(default_factory=dict)
 
 
 def shown_type(type: TensorType) -> str:
@@ -64,7 +65,7 @@ def write_layer(
     callee: Callee, callees: dict[str, Callee], reserved: frozenset[str], axes: tuple[str, ...]
 ) -> list[str]:
     """The function of one kind of layer and strategy."""
-    return _Writer(callee.func, callees, reserved, axes, {}).layer(callee)
+    return _Writer(callee.func, callees, reserved, axes, {}, callee.wishes).layer(callee)
 
 
 def write_segment(
@@ -72,19 +73,31 @@ def write_segment(
     reserved: frozenset[str], axes: tuple[str, ...],
 ) -> list[str]:
     """A segment of a stage: `def forward(comm, args)`."""
-    return _Writer(func, callees, reserved, axes, {pack: "" for pack in packs}).segment(python, doc)
+    return _Writer(func, callees, reserved, axes, {pack: "" for pack in packs}, _segment_wishes(func)).segment(python, doc)
+
+
+def _segment_wishes(func: Func) -> dict[str, str]:
+    """A gradient that arrives is called d_h, not like the value that it belongs to."""
+    found = wishes(func)
+    roles = func.attrs["args"]
+    assert isinstance(roles, list)
+    for param, role in zip(func.params, roles, strict=True):
+        if str(role).startswith(("recv_grad:", "grad:")) and not found[param.name].startswith("d_"):
+            found[param.name] = f"d_{found[param.name]}"
+    return found
 
 
 class _Writer:
     def __init__(
         self, func: Func, callees: dict[str, Callee], reserved: frozenset[str], axes: tuple[str, ...],
-        packs: dict[tuple[Value, ...], str],
+        packs: dict[tuple[Value, ...], str], wished: dict[str, str],
     ) -> None:
-        self.func, self.callees, self.packs = func, callees, packs
+        self.func, self.callees, self.packs, self.wished = func, callees, packs, wished
         self.names = Namespace(reserved)
         self.python: dict[Value, str] = {}
         self.scope = Scope(self._name, axes)
         self.lines: list[str] = []
+        self.comments: dict[int, str] = {}
         end = len(func.ops)
         self.last: dict[Value, int] = {}
         for i, op in enumerate(func.ops):
@@ -178,6 +191,11 @@ class _Writer:
             self._delete(self.largest // 4)
             self._statement(i, op)
         self.lines += returned(self._returned())
+        # Comments stand in one column, as far to the right as all but a few long lines need.
+        lengths = sorted(len(self.lines[n]) for n in self.comments if self.lines[n].strip() != ")")
+        column = min(_COLUMN, lengths[-1 - len(lengths) // 8]) if lengths else 0
+        for n, types in self.comments.items():
+            self.lines[n] = f"{self.lines[n]:<{0 if self.lines[n].strip() == ')' else column}}  # {types}"
         return self.lines
 
     def _place(self, op: Op) -> str:
@@ -190,13 +208,11 @@ class _Writer:
         value = self._call(op) if op.name == "plan.call" else expression(op, self.scope)
         dying = [v for v in dict.fromkeys(op.flat_operands()) if v is not None and self.last[v] == i]
         targets = self._targets(op, dying)
-        first = len(self.lines)
         self.lines += assignment(targets, value)
         types = ", ".join(shown_type(r.type) for r in op.results if r not in self.packed and r in self.last)
         if types:
-            gap = _COLUMN if len(self.lines) == first + 1 else 0
-            self.lines[-1] = f"{self.lines[-1]:<{gap}}  # {types}"
-        taken_over = set(targets)
+            self.comments[len(self.lines) - 1] = types
+        taken_over = {self.python.get(r) for r in op.results}
         self.dead += [
             v for v in dying if v in self.owned and v not in self.packed and self.python[v] not in taken_over
         ]
@@ -266,18 +282,13 @@ class _Writer:
         return self.python[value]
 
     def _declare(self, value: Value, dying: Iterable[Value] = ()) -> str:
-        stem = _stem(value)
+        wish = identifier(self.wished[value.name])
         for operand in dying:
-            if _stem(operand) == stem and operand not in self.packed:
+            if stem(identifier(self.wished[operand.name])) == stem(wish) and operand not in self.packed:
                 self.python[value] = self.python[operand]
                 return self.python[value]
-        self.python[value] = self.names.create(value.name)
+        self.python[value] = self.names.create(wish)
         return self.python[value]
-
-
-def _stem(value: Value) -> str:
-    """The name without a trailing number that only makes it unique."""
-    return re.sub(r"_\d+$", "", identifier(value.name))
 
 
 def _shown_loc(loc: Loc | None) -> str:

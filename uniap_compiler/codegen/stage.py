@@ -14,6 +14,7 @@ from ..ir import Func, Module, Struct, Value
 from .function import Callee, phase_of, shown_type, write_layer, write_segment
 from .names import Namespace, comment, dtype, string
 from .packs import find_packs
+from .wishes import wishes
 
 SEGMENTS = ("prelude", "forward", "backward", "reduce_gradients", "refresh_parameters")
 _SEGMENT_DOCS = {
@@ -44,7 +45,9 @@ def write_stage(module: Module, stage: int, stages: int, axes: tuple[str, ...]) 
     bodies = {name: module.funcs[name] for name in order}
     packs = find_packs(list(segments.values()), bodies)
     callees = {
-        name: Callee(module.funcs[name], names.create(name), packs.params.get(name, []), _doc(uses.get(name)))
+        name: Callee(
+            bodies[name], names.create(name), packs.params.get(name, []), _doc(uses.get(name)), _wishes(module, bodies[name])
+        )
         for name in order
     }
     blocks = [
@@ -72,6 +75,15 @@ def write_stage(module: Module, stage: int, stages: int, axes: tuple[str, ...]) 
         "aten = torch.ops.aten",
     ]
     return "\n".join(head) + "".join("\n\n\n" + "\n".join(block) for block in blocks) + "\n"
+
+
+def _wishes(module: Module, func: Func) -> dict[str, str]:
+    """A function that belongs to a forward one (`of`) speaks of its values by the names that they have there."""
+    of = func.attrs.get("of")
+    forward = module.funcs.get(str(of)) if of is not None else None
+    if forward is None:
+        return wishes(func)
+    return wishes(func, wishes(forward)) if func.attrs.get("kind") == "backward" else wishes(forward) | wishes(func)
 
 
 def segments_of(module: Module, stage: int) -> dict[str, Func]:

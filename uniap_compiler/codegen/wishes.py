@@ -1,0 +1,115 @@
+"""What a value would like to be called: after the module that makes it, as a person would.
+
+    %contract = nn.contract(%x, %up.weight) ... loc(... in "blocks.0.up")      up = nn.contract(x, up_weight, ...)
+    %add = aten.add.Tensor(%contract, %up.bias) ... in "blocks.0.up"           up = up + up_bias
+    %view = aten.view(%contract) {size = [2, 64, 4, 32]}                       up = up.reshape(2, 64, 4, 32)
+    %gelu_backward = aten.gelu_backward(%g, %add)                              d_gelu = aten.gelu_backward(g, up)
+
+Only values that are called after their own op get another name; everything else keeps the one that it has in the IR.
+A backward function calls the values of its forward function what they are called there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ..ir import Func, Op, Value
+from .names import identifier
+
+_SAME_THING = frozenset({
+    "view", "_unsafe_view", "reshape", "transpose", "permute", "t", "expand", "unsqueeze", "squeeze", "_to_copy", "to",
+    "clone", "contiguous", "detach", "slice",
+})  # fmt: skip
+"""Another shape, dtype or place of the same values: such a result is called like its operand."""
+_SHORT = {
+    "native_layer_norm": "norm", "native_group_norm": "norm", "contract": "product", "_softmax": "softmax",
+    "_log_softmax": "log_softmax", "scalar_tensor": "scalar",
+}  # fmt: skip
+_TAILS = {
+    "native_layer_norm": ("", "mean", "rstd"),
+    "native_group_norm": ("", "mean", "rstd"),
+    "attention": ("", "lse"),
+    "cross_entropy": ("", "lse"),
+}
+"""Names of further results."""
+
+
+def wishes(func: Func, forward: Mapping[str, str] | None = None) -> dict[str, str]:
+    """IR name -> wish.  forward: the wishes of the forward function, for a backward one."""
+    found: dict[str, str] = {}
+    for param in func.params:
+        of = str(param.attrs.get("of", param.name))
+        known = (forward or {}).get(of) or _gradient_first(of)
+        found[param.name] = f"d_{known}" if param.attrs.get("role") == "tangent" else known
+    root = _common_module(func)
+    for op in func.ops:
+        for n, result in enumerate(op.results):
+            known = (forward or {}).get(result.name)
+            found[result.name] = known or _wish(op, n, result, found, root, forward is not None)
+    return found
+
+
+def stem(wish: str) -> str:
+    """The name without a trailing number that only makes it unique."""
+    return re.sub(r"(?<=[^\d_])_\d+$", "", wish)
+
+
+def _wish(op: Op, n: int, result: Value, found: Mapping[str, str], root: str, backward: bool) -> str:
+    base = op.name.split(".")[1]
+    first = next((v for v in op.flat_operands() if v is not None), None)
+    automatic = stem(identifier(result.name)) == identifier(base)
+    collective = op.name.startswith("comm.") and first is not None
+    if not automatic and not (collective and stem(identifier(result.name)) == stem(identifier(first.name))):
+        return _gradient_first(result.name)
+    if first is not None and (base in _SAME_THING or collective):
+        return stem(found[first.name])
+    name = _module_name(op, root) or _operation(base)
+    tails = _TAILS.get(base, ())
+    if n:
+        name += "_" + (tails[n] if n < len(tails) else str(n))
+    return f"d_{name}" if backward else name
+
+
+def _operation(base: str) -> str:
+    return _SHORT.get(base, base.removesuffix("_backward"))
+
+
+def _module_name(op: Op, root: str) -> str:
+    """The submodule that the op stands in, seen from the function's own module; "" for the latter itself."""
+    module = op.loc.module if op.loc is not None else ""
+    if module == root or not module.startswith(root):
+        # What a function that is one module does first of all is that module: head, norm.
+        own = op.name.split(".")[1] in ("contract", "native_layer_norm", "embedding", "convolution")
+        return _last(root) if own and module == root else ""
+    return _last(module[len(root) :].lstrip("."))
+
+
+def _last(module: str) -> str:
+    """attn.wq -> wq; mlp.0 -> mlp_0 (a number alone says nothing)."""
+    parts = [p for p in module.split(".") if p]
+    if not parts:
+        return ""
+    if parts[-1].isdigit():
+        return "_".join(parts[-2:]) if len(parts) > 1 else ""
+    return parts[-1]
+
+
+def _common_module(func: Func) -> str:
+    """The longest module path that all ops of the function stand in."""
+    paths = [op.loc.module.split(".") for op in func.ops if op.loc is not None and op.loc.module]
+    if not paths:
+        return ""
+    common = paths[0]
+    for path in paths[1:]:
+        same = 0
+        while same < min(len(common), len(path)) and common[same] == path[same]:
+            same += 1
+        common = common[:same]
+    return ".".join(common)
+
+
+def _gradient_first(name: str) -> str:
+    """h.grad -> d_h: one way to spell a gradient."""
+    match = re.fullmatch(r"(.*)\.grad(_\d+)?", name)
+    return f"d_{match[1]}{match[2] or ''}" if match else name
