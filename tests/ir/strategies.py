@@ -5,7 +5,20 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from uniap_compiler.ir import (
-    Affine, Atom, Func, Layout, Loc, Module, Op, Part, Rule, Struct, Symbol, TensorType, Value, affine,
+    Affine,
+    Atom,
+    Func,
+    Layout,
+    Loc,
+    Module,
+    Op,
+    Part,
+    Rule,
+    Struct,
+    Symbol,
+    TensorType,
+    Value,
+    affine,
 )  # fmt: skip
 from uniap_compiler.ir.text import DTYPES
 

@@ -3,7 +3,8 @@
     // RUN: uniap-opt %s -p dce | filecheck %s
     // RUN: not uniap-opt %s 2>&1 | filecheck %s --check-prefix=ERROR
 
-Understood: uniap-opt, filecheck, a pipe, `not` (the command must exit 1), `2>&1`, %s (this file), %t (an empty folder), `\\`.
+Understood: uniap-opt, filecheck, a pipe, `not` (the command must exit 1), `2>&1`, `\\` at the end of a line, %s (this
+file), %t (an empty folder).
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""A pass, its file, its class, its test and its documentation share one name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from uniap_compiler.ir import LEVELS
+from uniap_compiler.passes.manager import required_levels
+from uniap_compiler.passes.registry import PASSES, pass_class
+
+from .source import ROOT, sources
+
+NAMES = list(PASSES)
+
+UNTESTED = {
+    "canonicalize", "outline-layers", "differentiate", "decompose-losses", "shard-rules", "enumerate-strategies",
+    "solve-parallelism", "insert-communication", "partition-stages", "localize", "prefetch-parameters", "schedule",
+}  # fmt: skip
+"""Passes that still lack their tests/ir/*.mlir; they have tests elsewhere.  Only ever remove names."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_name(name: str) -> None:
+    module, _, cls = PASSES[name].partition(":")
+    assert module.split(".")[-1] == name.replace("-", "_")
+    assert cls == "".join(word.capitalize() for word in name.split("-"))
+    found = pass_class(name)
+    assert found.name == name
+    assert dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert set(required_levels(found)) <= set(LEVELS)
+    assert found.ensures is None or found.ensures in LEVELS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_a_test(name: str, request: pytest.FixtureRequest) -> None:
+    if name in UNTESTED:
+        request.applymarker(pytest.mark.xfail(reason="tests/ir has no file for it yet", strict=False))
+    assert (ROOT / "tests" / "ir" / f"{name.replace('-', '_')}.mlir").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_is_documented(name: str) -> None:
+    text = "".join((ROOT / "docs" / file).read_text() for file in ("pipeline.md", "ir.md"))
+    assert f"`{name}`" in text
+
+
+def test_every_pass_is_registered() -> None:
+    """A class with `name`, `requires` and `ensures` is a pass."""
+    import ast
+
+    registered = {target.partition(":")[2] for target in PASSES.values()}
+    for source in sources():
+        for node in source.tree.body:
+            if isinstance(node, ast.ClassDef) and source.area in ("passes", "codegen"):
+                fields = {
+                    t.target.id for t in node.body if isinstance(t, ast.AnnAssign) and isinstance(t.target, ast.Name)
+                }
+                if {"name", "requires", "ensures"} <= fields:
+                    assert node.name in registered, f"{source.path}: {node.name} is not in passes/registry.py"
