@@ -3,8 +3,7 @@
     %h1 = plan.call @block.forward(%h0, %layers.0.wq.weight, ...) {layer = "layers.0", phase = "forward"}
 
 is layer "layers.0" of kind "block", which reads %h0 of the layer before.  Two layers have one TYPE when they cost the
-same under every strategy: the same kind, the same role in sharing parameters, the same values from and to their
-neighbours.
+same under every strategy: the same kind, the same role in sharing parameters, the same values for the next layer.
 """
 
 from __future__ import annotations
@@ -129,19 +128,15 @@ def _copies(layers: list[Layer]) -> list[dict[str, tuple[int, str]]]:
 
 def _types(graph: StepGraph) -> list[str]:
     """`block`, and `block#1`, ... for layers of that kind that cost something else."""
-
-    def values(u: int) -> tuple[object, ...]:
-        if not 0 <= u < len(graph.layers) - 1:
-            return ()
-        return tuple((c.result, tuple(name for _, name in c.readers), c.gradient) for c in graph.between(u))
-
-    known: dict[str, list[object]] = {}
+    known: dict[str, list[tuple[object, object]]] = {}
     names = []
     for u, layer in enumerate(graph.layers):
-        key = (tuple(sorted(graph.copies[u])), values(u - 1), values(u))
+        copies = tuple(sorted(graph.copies[u]))
+        values = tuple((c.result, tuple(name for _, name in c.readers), c.gradient) for c in graph.between(u))
         keys = known.setdefault(layer.kind, [])
-        if key not in keys:
-            keys.append(key)
-        n = keys.index(key)
+        last = u == len(graph.layers) - 1  # what it hands on does not matter: nobody is next
+        n = next((n for n, key in enumerate(keys) if key[0] == copies and (last or key[1] == values)), len(keys))
+        if n == len(keys):
+            keys.append((copies, values))
         names.append(layer.kind if n == 0 else f"{layer.kind}#{n}")
     return names
