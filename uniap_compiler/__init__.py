@@ -16,17 +16,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .capture import TrainingTask
+    from .capture import Optimizer, TrainingTask
+    from .driver import compile
+    from .ir import Diagnostic, parse_module, print_module
 
 _LAZY = {
+    "Optimizer": "capture",
     "TrainingTask": "capture",
+    "compile": "driver",
     "Diagnostic": "ir",
     "parse_module": "ir",
     "print_module": "ir",
 }
-"""Public name -> the package that defines it."""
+"""Public name -> the part that defines it."""
 
-__all__ = ["Diagnostic", "TrainingTask", "parse_module", "print_module"]
+__all__ = ["Diagnostic", "Optimizer", "TrainingTask", "compile", "parse_module", "print_module"]
 
 
 def __getattr__(name: str) -> Any:
