@@ -80,6 +80,18 @@ def test_a_fused_projection_is_cut_into_heads() -> None:
     assert isinstance(rule, Rule) and len(rule.keep) == 1
 
 
+def test_a_fused_projection_reaches_attention() -> None:
+    x, flat = tensor("x", B, 5, 24), [tensor(n, B, 5, 8) for n in ("qf", "kf", "vf")]
+    views = [tensor(n, B, 5, 2, 4) for n in ("qv", "kv", "vv")]
+    heads = [tensor(n, B, 2, 5, 4) for n in "qkv"]
+    out, lse = tensor("out", B, 2, 5, 4), tensor("lse", B, 2, 5)
+    ops = [op("aten.split.Tensor", [x], flat, split_size=8, dim=2)]
+    for a, b, c in zip(flat, views, heads):
+        ops += [op("aten.view", [a], b, size=[B, 5, 2, 4]), op("aten.transpose.int", [b], c, dim0=1, dim1=2)]
+    f = func("f", [x], [*ops, op("nn.attention", [*heads, None], [out, lse], causal=True, scale=1.0)], [out])
+    assert refine(f)[x] == ((B,), (5,), (3, 2, 4))
+
+
 def test_a_slice_gives_way_to_a_view() -> None:
     """The view cuts 24 into (3 8), the slice would cut it into (2 12)."""
     x, y, s = tensor("x", 5, 24), tensor("y", 5, 3, 8), tensor("s", 5, 12)

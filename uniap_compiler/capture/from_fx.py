@@ -135,6 +135,8 @@ def _convert(node: torch.fx.Node, env: dict[torch.fx.Node, Any], graph: Graph, n
         operands, attrs = split_arguments(node.target, node.args, dict(node.kwargs), value_of)
     except NotImplementedError as error:
         raise Diagnostic(str(error), loc=_loc(node, root, graph)) from None
+    if not node.target._schema.returns:  # an assertion about a dtype or a size: it held while exporting
+        return
     produced = node.meta["val"]
     several = isinstance(produced, (tuple, list))
     name = op_name(node.target)

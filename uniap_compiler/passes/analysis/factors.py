@@ -127,13 +127,14 @@ class Refinement:
         cuts = (1, *self.points[node], self.sizes[node])
         return [high // low for low, high in zip(cuts, cuts[1:])][::-1]
 
-    def reachable(self, starts: Iterable[int]) -> set[int]:
-        """Every node that is tied, directly or not, to one of `starts`."""
+    def equal(self, starts: Iterable[int]) -> set[int]:
+        """Every node that is tied, directly or not, to one of `starts` as a whole, not as a part of a product."""
         found = set(starts)
         stack = list(found)
         while stack:
-            for other, _, _ in self._links[stack.pop()]:
-                if other not in found:
+            node = stack.pop()
+            for other, _, _ in self._links[node]:
+                if other not in found and self.sizes[other] == self.sizes[node]:
                     found.add(other)
                     stack.append(other)
         return found

@@ -105,7 +105,7 @@ class _Refiner:
             for node, group in zip(self.dims[value], groups)
             if "piece" in group
         }
-        return not touched.isdisjoint(self.nodes.reachable(self.kept))
+        return not touched.isdisjoint(self.nodes.equal(self.kept))
 
     def _refined(self, op: Op, rule: Rule, nodes: dict[str, int]) -> Rule:
         """The rule with every factor cut at its points; the pieces of `h` are called h0, h1, ..."""
