@@ -239,6 +239,13 @@ class ChainSearch:
             at.limit[i : i + 1].tobytes(),
         )
 
+    def survivors(self, incumbent: float) -> list[tuple[int, int, int]]:
+        """(stage, first layer, last layer) of the intervals that a plan below `incumbent` may use."""
+        self._prune(incumbent)
+        return [
+            (i, int(a), int(b)) for i, own in enumerate(self.table.stages) for a, b in zip(own.a, own.b, strict=True)
+        ]
+
     # -- plans ------------------------------------------------------------------------------------------------------
 
     def _offer_exact(self, path: Path, box: Box) -> float:

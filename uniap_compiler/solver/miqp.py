@@ -25,12 +25,14 @@ Terms = list[tuple[Any, float]]
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Derived rows: `entries[i, a, b]` is a lower bound on the time of stage i when it holds layers a..b.
+    """Derived rows: `entries[i, a, b][w]` is the least p_i + w s_i of stage i when it holds layers a..b.
 
-    Intervals that are absent cannot be part of any plan better than the incumbent.
+    `witness[i, a, b][w]` are strategies of these layers that attain it. Intervals that are absent cannot be part of any plan below `threshold`.
     """
 
-    entries: dict[tuple[int, int, int], float]
+    threshold: float
+    entries: dict[tuple[int, int, int], dict[float, float]]
+    witness: dict[tuple[int, int, int], dict[float, list[int]]] = field(default_factory=dict)
 
 
 @dataclass
@@ -325,17 +327,20 @@ class _Builder:
         at, out = self.at, self.out
         covering: dict[tuple[int, int], Terms] = {}
         holds: list[Terms] = [[] for _ in range(at.stages)]
-        least: list[Terms] = [[] for _ in range(at.stages)]
+        least: list[dict[float, Terms]] = [{} for _ in range(at.stages)]
         for (i, a, b), seconds in sorted(derived.entries.items()):
             var = self.model.add_var(f"h_i{i}_a{a}_b{b}", var_type=mip.BINARY)
             out.interval[i, a, b] = var
             holds[i].append((var, 1.0))
-            least[i].append((var, -seconds))
+            for weight, value in seconds.items():
+                least[i].setdefault(weight, []).append((var, -value))
             for u in range(a, b + 1):
                 covering.setdefault((u, i), []).append((var, -1.0))
         for i in range(at.stages):
             self.row(holds[i], "=", 1.0, f"eqD1_interval_i{i}")
-            self.row([(out.p[i], 1.0), *least[i]], ">", 0.0, f"eqD3_least_i{i}")
+            for n, (weight, terms) in enumerate(sorted(least[i].items())):
+                step: Terms = [(out.step, weight)] if weight else []
+                self.row([(out.p[i], 1.0), *step, *terms], ">", 0.0, f"eqD3_least_i{i}_w{n}")
         for (u, i), terms in sorted(covering.items()):
             if i in self.stages[u]:
                 self.row(self.held(u, i) + terms, "=", 0.0, f"eqD2_cover_u{u}_i{i}")

@@ -33,6 +33,7 @@ class Swept:
 
     best: Plan | None
     bound: float
+    bound_elsewhere: float
     closed: dict[int, float]
     unfinished: dict[int, float] = field(default_factory=dict)
     nodes: int = 0
@@ -55,7 +56,7 @@ class Sweep:
         self.instances: dict[int, Instance] = {n: build_instance(problem, n) for n in indices}
         self.pool = Pool(0.5 * gap, self._offer)
         self.best: Plan | None = None
-        self.done = 0
+        self.roots: dict[int, Node] = {}
 
     def offer(self, plan: Plan) -> None:
         """A plan known from elsewhere."""
@@ -64,11 +65,12 @@ class Sweep:
     def run(self) -> Swept:
         """Refine until the incumbent is proven, or until time or nodes run out."""
         closed = {n: closed_form(at) for n, at in self.instances.items()}
-        out = Swept(None, math.inf, closed)
+        out = Swept(None, math.inf, math.inf, closed)
         queue: list[tuple[float, int, int, Node]] = []
         for n, at in self.instances.items():
             if closed[n] < math.inf:
-                queue.append((closed[n], n, out.nodes, Node(at, self.pool, {}, closed[n], self.deadline)))
+                self.roots[n] = Node(at, self.pool, {}, closed[n], self.deadline)
+                queue.append((closed[n], n, out.nodes, self.roots[n]))
                 out.nodes += 1
         heapq.heapify(queue)
         while queue and queue[0][0] < self.pool.threshold():
@@ -91,8 +93,12 @@ class Sweep:
         for bound, n, _, _ in queue:
             if bound < self.pool.threshold():
                 out.unfinished[n] = min(out.unfinished.get(n, math.inf), bound)
+            else:
+                out.bound_elsewhere = min(out.bound_elsewhere, bound)
         out.best = self.best
-        out.bound = min([self.pool.value, *(bound for bound, *_ in queue), *out.unfinished.values()])
+        # Nodes that left the queue were excluded at the threshold of their time, which is at least today's.
+        out.bound_elsewhere = min(out.bound_elsewhere, self.pool.threshold())
+        out.bound = min([out.bound_elsewhere, *out.unfinished.values()])
         return out
 
     def _offer(self, index: int, stage: list[int], strategy: list[int], objective: float) -> None:

@@ -1,17 +1,32 @@
-"""`solve`: the unified optimization process, from a problem to an answer that says how much of it is proven."""
+"""`solve`: the unified optimization process, from a problem to an answer that says how much of it is proven.
+
+1. the sweep (sweep.py) finds a plan and a bound for every candidate;
+2. what it could not finish goes to the MIQP;
+3. the MIQP of the winner, with derived rows, must confirm the plan (proof.py);
+4. `certify` recomputes every derived value that was used, in all candidates, by independent code (certificate.py).
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from uniap_compiler.solver import backend as solvers
-from uniap_compiler.solver.instance import Instance
-from uniap_compiler.solver.miqp import build_miqp
+from uniap_compiler.solver.branch import relax
+from uniap_compiler.solver.certificate import check_sweep
+from uniap_compiler.solver.explain import explain
 from uniap_compiler.solver.plan import Plan, Result
 from uniap_compiler.solver.problem import Problem
-from uniap_compiler.solver.sweep import Progress, Sweep, make_plan
+from uniap_compiler.solver.proof import SMALL, Closed, close, derive, remaining, size
+from uniap_compiler.solver.sweep import Progress, Sweep, Swept, make_plan
+from uniap_compiler.solver.top import further_plans
+
+#: Seconds that the confirmation of the winner may take when there is no time limit.
+CONFIRM_SECONDS = 60.0
+#: No gap below this is meaningful in double precision.
+LEAST_GAP = 1e-8
 
 
 def solve(
@@ -25,41 +40,99 @@ def solve(
     certify: bool = False,
     progress: Progress | None = None,
 ) -> Result:
-    """The best plan of all candidates, with a bound that holds for every plan of every candidate."""
-    began = time.monotonic()
+    """The best plan of all candidates, with a bound that holds for every plan of every candidate.
+
+    `top` > 1 adds further, different plans. `write_lp` names a folder for the models that are solved. `progress` is
+    called with candidates done, incumbent, bound and seconds.
+    """
+    if not (math.isfinite(gap) and gap >= 0) or top < 1 or (time_limit is not None and not time_limit >= 0):
+        raise ValueError("gap and time_limit must not be negative, and top is at least 1")
     solvers.check_backend(backend)
+    began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
+    gap = max(gap, LEAST_GAP)
     sweep = Sweep(problem, list(range(len(problem.candidates))), gap, deadline, progress)
     swept = sweep.run()
-    best, bound = swept.best, swept.bound
+    proof: dict[str, Any] = {"sweep": "stopped" if swept.stopped else "complete", "nodes": swept.nodes}
+    _finish(sweep, swept, backend, gap, deadline, write_lp, proof)
+    if swept.best is None:
+        seconds = time.monotonic() - began
+        if swept.bound < math.inf:
+            return Result("unknown", [], swept.bound, None, seconds, proof=proof)
+        return Result("infeasible", [], None, None, seconds, explain(list(sweep.instances.values())), proof)
+    _confirm(sweep, swept, backend, gap, deadline, write_lp, proof)
+    if certify:
+        report = check_sweep(problem, swept.best, swept.best.objective * (1 - gap), backend, gap, deadline)
+        proof["certificate"] = report.to_json()
+        swept.bound = min(swept.bound, report.bound)
+    plans = [swept.best]
+    if top > 1:
+        plans += further_plans(problem, swept.best, top - 1, backend, gap, deadline)
+    best, bound = swept.best.objective, min(swept.bound, swept.best.objective)
+    left = (best - bound) / best if best > 0 else 0.0
+    status = "optimal" if left <= gap else "feasible"
+    return Result(status, plans, bound, left, time.monotonic() - began, proof=proof)
+
+
+def _finish(
+    sweep: Sweep,
+    swept: Swept,
+    backend: str,
+    gap: float,
+    deadline: float,
+    write_lp: str | Path | None,
+    proof: dict[str, Any],
+) -> None:
+    """Candidates that the sweep left open: the MIQP itself, without derived rows, in the order of their bounds."""
     for n, least in sorted(swept.unfinished.items(), key=lambda item: item[1]):
-        if time.monotonic() > deadline:
-            break
-        plan, proven = _solve_miqp(sweep.instances[n], backend, gap, deadline - time.monotonic(), write_lp)
-        swept.unfinished[n] = max(least, proven)
-        if plan is not None and (best is None or plan.objective < best.objective):
-            best = plan
+        if least >= sweep.pool.threshold() or time.monotonic() > deadline:
+            continue
+        closed = close(
+            sweep.instances[n], None, swept.best, backend, 0.5 * gap, remaining(deadline, 3600.0), write_lp
+        )
+        swept.unfinished[n] = max(least, closed.bound)
+        _take(sweep, swept, n, closed)
+        proof.setdefault("miqp", {})[str(n)] = closed.bound
     if swept.unfinished:
-        bound = min([swept.bound, *swept.unfinished.values()])
-    seconds = time.monotonic() - began
-    if best is None:
-        status = "infeasible" if bound == math.inf else "unknown"
-        return Result(status, [], None, None, seconds, {} if status == "infeasible" else None)
-    bound = min(bound, best.objective)
-    left = (best.objective - bound) / best.objective if best.objective else 0.0
-    return Result("optimal" if left <= gap else "feasible", [best], bound, left, seconds)
+        swept.bound = min([swept.bound_elsewhere, sweep.pool.value, *swept.unfinished.values()])
 
 
-def _solve_miqp(
-    at: Instance, backend: str, gap: float, seconds: float, write_lp: str | Path | None
-) -> tuple[Plan | None, float]:
-    miqp = build_miqp(at, backend)
-    if write_lp is not None:
-        folder = Path(write_lp)
-        folder.mkdir(parents=True, exist_ok=True)
-        miqp.model.write(str(folder / f"n{at.index:02d}_D{at.stages}_c{at.micro_batches}.lp"))
-    outcome = solvers.run(miqp, backend, gap * 0.5, min(seconds, 3600.0))
-    if not outcome.found:
-        return None, outcome.bound
-    stage, strategy = miqp.read()
-    return make_plan(at.problem, at.index, stage, strategy), outcome.bound
+def _confirm(
+    sweep: Sweep,
+    swept: Swept,
+    backend: str,
+    gap: float,
+    deadline: float,
+    write_lp: str | Path | None,
+    proof: dict[str, Any],
+) -> None:
+    """The MIQP of the winner: small ones as they are, others with derived rows. It may only agree."""
+    assert swept.best is not None
+    n = swept.best.candidate
+    if n in swept.unfinished or time.monotonic() > deadline:
+        return
+    at = sweep.instances[n]
+    threshold = swept.best.objective * (1 + 0.1 * gap)
+    derived = None if size(at) <= SMALL else derive(relax(at, {}), threshold, deadline)
+    if derived is None and size(at) > SMALL:
+        proof["confirmation"] = "no derived rows in the time given"
+        return
+    closed = close(at, derived, swept.best, backend, 0.1 * gap, remaining(deadline, CONFIRM_SECONDS), write_lp)
+    _take(sweep, swept, n, closed)
+    agrees = closed.bound >= swept.best.objective * (1 - gap)
+    proof["confirmation"] = {
+        "model": "MIQP with derived rows" if derived else "MIQP",
+        "bound": closed.bound,
+        "closed": agrees,
+    }
+
+
+def _take(sweep: Sweep, swept: Swept, n: int, closed: Closed) -> None:
+    """A plan that the MIQP found, when it is the best so far."""
+    if closed.plan is None:
+        return
+    plan: Plan | None = make_plan(sweep.problem, n, *closed.plan)
+    if plan is not None and (swept.best is None or plan.objective < swept.best.objective):
+        swept.best = plan
+        swept.bound = min(swept.bound, plan.objective)
+        sweep.offer(plan)

@@ -1,0 +1,111 @@
+"""The certificate: every derived value recomputed from the raw problem by code that shares nothing with the search.
+
+For every candidate, one of three arguments must show that no plan is below the threshold:
+- "closed form": the bound (B1), summed again with plain loops;
+- "interval bounds": the class-blind bounds of stage times and the search over periods, both written again here;
+- "MIQP": the exact model closes with derived rows. Each row's value is attained by the strategies that come with it
+  (summed from the raw tables), and a label search of its own finds nothing below it. Which intervals may be left out is
+  decided here, not taken over.
+
+This file reads `Problem` only. It is slower and simpler than what it checks, on purpose.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from uniap_compiler.solver.evaluate import evaluate
+from uniap_compiler.solver.instance import build_instance
+from uniap_compiler.solver.branch import relax
+from uniap_compiler.solver.miqp import StageTimes
+from uniap_compiler.solver.plan import Plan
+from uniap_compiler.solver.problem import Problem
+from uniap_compiler.solver.proof import close, least_times, remaining
+from uniap_compiler.solver.recount import Raw
+
+#: A value is confirmed when it is met within this fraction.
+AGREE = 1e-9
+
+
+@dataclass
+class Report:
+    """Whether everything was confirmed, by which arguments, and the bound that is certified."""
+
+    certified: bool
+    bound: float
+    arguments: dict[str, int] = field(default_factory=dict)
+    values: int = 0
+    refusals: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        data = {"certified": self.certified, "arguments": self.arguments, "values_recomputed": self.values}
+        return data | ({"refusals": self.refusals[:10]} if self.refusals else {})
+
+
+def check_sweep(
+    problem: Problem, plan: Plan, threshold: float, backend: str, gap: float, deadline: float = math.inf
+) -> Report:
+    """Show for every candidate that no plan is below `threshold`."""
+    report = Report(True, threshold)
+    objective, bad = evaluate(problem, plan.candidate, plan.stage, plan.strategy)
+    if bad or abs(objective - plan.objective) > AGREE * max(objective, 1e-300):
+        report.refusals.append(f"the plan is not what it claims: {bad or objective}")
+    for n in range(len(problem.candidates)):
+        if time.monotonic() > deadline:
+            report.refusals.append("time ran out")
+            report.bound = 0.0
+            break
+        argument = _check_candidate(problem, n, plan, threshold, backend, gap, deadline, report)
+        report.arguments[argument] = report.arguments.get(argument, 0) + 1
+    report.certified = not report.refusals
+    return report
+
+
+def _check_candidate(
+    problem: Problem, n: int, plan: Plan, threshold: float, backend: str, gap: float, deadline: float, report: Report
+) -> str:
+    raw = Raw(problem, n)
+    if raw.impossible():
+        return "no plan exists"
+    if raw.closed_form() >= threshold:
+        return "closed form"
+    table = raw.table()
+    if table.bound(threshold) >= threshold:
+        return "interval bounds"
+    at = build_instance(problem, n)
+    derived = least_times(relax(at, {}), table.survivors(threshold), threshold, deadline)
+    if derived is not None:
+        refusals, checked = check_rows(raw, derived)
+        report.values += checked
+        report.refusals += refusals
+    start = plan if plan.candidate == n else None
+    closed = close(at, derived, start, backend, 0.1 * gap, remaining(deadline, 600.0))
+    if closed.bound < threshold * (1 - AGREE):
+        report.refusals.append(f"candidate {n}: the MIQP closes at {closed.bound!r} only")
+        report.bound = min(report.bound, closed.bound)
+    return "MIQP"
+
+
+def check_rows(raw: Raw, derived: StageTimes) -> tuple[list[str], int]:
+    """Recompute every value of the derived rows. Returns the refusals and how many values were looked at."""
+    refusals, checked = [], 0
+    seen: dict[tuple[object, ...], float] = {}
+    for (i, a, b), values in derived.entries.items():
+        for w, value in values.items():
+            checked += 1
+            where = f"candidate {raw.index}, stage {i}, layers {a}-{b}, weight {w:g}"
+            strategies = derived.witness.get((i, a, b), {}).get(w)
+            attained = None if strategies is None else raw.interval_time(i, a, b, strategies, w)
+            if attained is None or abs(attained - value) > AGREE * max(value, attained):
+                refusals.append(f"{where}: {value!r} is claimed, its strategies give {attained!r}")
+                continue
+            key = (raw.signature(i, a, b), w)
+            if key not in seen:
+                seen[key] = raw.least_time(i, a, b, w, value * (1 - AGREE))
+            if seen[key] < value * (1 - AGREE):
+                refusals.append(f"{where}: {value!r} is claimed, but {seen[key]!r} is possible")
+    return refusals, checked
+

@@ -1,0 +1,139 @@
+"""Closing the MIQP: derived rows for one candidate, and the solve that turns them into a proof.
+
+    derived = derive(chain, threshold)       # exact least times of the intervals that a better plan could use
+    close(at, derived, plan, ...)            # the exact MIQP with these rows, started from the plan
+
+The rows only speed the MIQP up; `certificate.py` recomputes every value in them from the raw problem.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from uniap_compiler.solver import backend as solvers
+from uniap_compiler.solver.chain import ChainSearch
+from uniap_compiler.solver.instance import Instance
+from uniap_compiler.solver.labels import TooManyLabels, stage_time
+from uniap_compiler.solver.miqp import Miqp, StageTimes, build_miqp
+from uniap_compiler.solver.plan import Plan
+from uniap_compiler.solver.tables import StageCosts
+
+#: Models below this many layer-stage-strategy choices are tried without derived rows first.
+SMALL = 400
+
+
+@dataclass(frozen=True)
+class Closed:
+    """One MIQP solved: `bound` holds for every plan of the candidate, up to `threshold` when rows were derived."""
+
+    bound: float
+    plan: tuple[list[int], list[int]] | None
+    derived: StageTimes | None
+
+
+def size(at: Instance) -> int:
+    """How many binaries y the plain model has."""
+    return sum(len(at.window(u)) * len(at.strategies(u)) for u in range(at.layers))
+
+
+def derive(chain: Instance, threshold: float, deadline: float = math.inf) -> StageTimes | None:
+    """The least time of every interval that a plan below `threshold` may use; None when labels or time run out."""
+    search = ChainSearch(chain, lambda stage, strategy: None, deadline)
+    while search.level < 3 and search.bound < threshold:
+        search.refine(lambda: threshold)
+    if search.stuck:
+        return None
+    return least_times(chain, search.survivors(threshold), threshold, deadline)
+
+
+def least_times(
+    chain: Instance, intervals: list[tuple[int, int, int]], threshold: float, deadline: float = math.inf
+) -> StageTimes | None:
+    """The rows for these (stage, first layer, last layer), each value with strategies that attain it."""
+    weights = [0.0]
+    if chain.step.any():
+        weights = [1 / chain.micro_batches] if chain.stages == 1 else [0.0, 1 / chain.micro_batches, 1.0]
+    costs = {(i, w): StageCosts(chain, i, w) for i in range(chain.stages) for w in weights}
+    out = StageTimes(threshold, {}, {})
+    cache: dict[tuple[bytes, ...], tuple[float, list[int]] | None] = {}
+    for i, a, b in intervals:
+        values: dict[float, float] = {}
+        for w in weights:
+            key = (
+                chain.kind[a : b + 1].tobytes(), chain.edge[a + 1 : b + 1].tobytes(), chain.time[:, i].tobytes(),
+                chain.memory[:, i].tobytes(), chain.limit[i : i + 1].tobytes(), str(w).encode(),
+            )  # fmt: skip
+            if key not in cache:
+                try:
+                    cache[key] = _least(chain, i, a, b, costs[i, w], deadline)
+                except TooManyLabels:
+                    return None
+            found = cache[key]
+            if found is not None:
+                values[w] = found[0]
+                out.witness.setdefault((i, a, b), {})[w] = found[1]
+        if values:  # otherwise nothing fits there
+            out.entries[i, a, b] = values
+    return out
+
+
+def _least(at: Instance, i: int, a: int, b: int, costs: StageCosts, deadline: float) -> tuple[float, list[int]] | None:
+    """min of time + w step over layers a..b within memory, whatever the classes at the ends; None when nothing fits.
+
+    A beam gives a cap, all labels below it the least.
+    """
+    entry, cap = np.zeros(at.classes), math.inf
+    best: tuple[float, list[int]] | None = None
+    for beam in (8, None):
+        found = stage_time(at, i, a, b, [costs], [cap], entry, beam, deadline=deadline)
+        values = found.options.time + costs.weight * found.options.step
+        if len(values):
+            n = int(np.argmin(values))
+            if float(values[n]) < cap:
+                best = cap, _ = float(values[n]), found.strategies(int(found.options.label[n]))
+    return best
+
+
+def close(
+    at: Instance,
+    derived: StageTimes | None,
+    plan: Plan | None,
+    backend: str,
+    gap: float,
+    seconds: float,
+    write_lp: str | Path | None = None,
+) -> Closed:
+    """Solve the MIQP of one candidate, started from `plan` when it is a plan of this candidate."""
+    if derived is not None and _unreachable(at, derived):
+        return Closed(derived.threshold, None, derived)
+    miqp = build_miqp(at, backend, derived)
+    if write_lp is not None:
+        write(miqp, write_lp)
+    if plan is not None and plan.candidate == at.index:
+        miqp.start(plan)
+    outcome = solvers.run(miqp, backend, gap, seconds)
+    bound = outcome.bound if derived is None else min(outcome.bound, derived.threshold)
+    return Closed(bound, miqp.read() if outcome.found else None, derived)
+
+
+def write(miqp: Miqp, folder: str | Path) -> None:
+    """One file per candidate: `n16_D4_c32.lp`, with `-rows` when derived rows are in it."""
+    at = miqp.instance
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    rows = "-rows" if miqp.interval else ""
+    miqp.model.write(str(Path(folder) / f"n{at.index:02d}_D{at.stages}_c{at.micro_batches}{rows}.lp"))
+
+
+def _unreachable(at: Instance, derived: StageTimes) -> bool:
+    """A stage without any interval left, or a layer that none covers: no plan is below the threshold."""
+    covered = {(u, i) for i, a, b in derived.entries for u in range(a, b + 1)}
+    return len({i for i, _, _ in derived.entries}) < at.stages or len({u for u, _ in covered}) < at.layers
+
+
+def remaining(deadline: float, most: float) -> float:
+    return max(0.05, min(most, deadline - time.monotonic()))
