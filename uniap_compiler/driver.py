@@ -30,6 +30,7 @@ from .ir.constants import FILE_NAME as CONSTANTS_FILE
 from .passes.instruments import Dump, Instrument, PassRecord
 from .passes.manager import Pass, Session, required_levels, run_passes
 from .passes.pipelines import parse_pipeline
+from .passes.solve.cluster_op import record_cluster
 from .runtime.errors import BundleError
 from .runtime.weights import SafetensorsFile, save
 
@@ -103,11 +104,13 @@ def compile(
     if global_batch < 1:
         raise Diagnostic(f"a global batch of {global_batch}: it must be at least 1")
     found = find_cluster(cluster)
+    passes = parse_pipeline(PIPELINE)
     with clock.measure("capture"):
         spec = task if isinstance(task, str) else ""
         loaded = load_task(task) if isinstance(task, str) else task
         constants = ConstantStore()
         module = capture(loaded, spec=spec, dtype=dtype, constants=constants)
+    record_cluster(module, found)
     module.attrs["global_batch"] = global_batch
     module.attrs["spec_sha256"] = _source_sha256(loaded) if spec else ""
     session = Session(
@@ -115,7 +118,7 @@ def compile(
         source_root=loaded.source.resolve().parent if loaded.source is not None else None,
     )
     _set_options(module, session, force, schedule, write_lp)
-    return _finish(module, session, parse_pipeline(PIPELINE), out, clock, dump, instruments)
+    return _finish(module, session, passes, out, clock, dump, instruments)
 
 
 def resume(
@@ -131,7 +134,9 @@ def resume(
     passes = remaining_passes(module, path)
     _refuse_late(module, path, passes, force=force, schedule=schedule, cluster=cluster)
     session = _session_beside(module, path, CONSTANTS_FILE, WEIGHTS_FILE)
-    session.cluster = find_cluster(cluster) if cluster is not None else None
+    if cluster is not None:
+        session.cluster = find_cluster(cluster)
+        record_cluster(module, session.cluster)
     if LEVELS.index(str(module.attrs["level"])) > LEVELS.index("planned"):
         clock.plan = _plan_beside(path)
     _set_options(module, session, force, schedule, write_lp)

@@ -23,6 +23,7 @@ PASSES: dict[str, str] = {
     # simplify: any level, or before the layers are cut
     "dce": "simplify.dce:Dce",
     "cse": "simplify.cse:Cse",
+    "promote-dtype": "simplify.promote_dtype:PromoteDtype",
     # simplify: captured -> layered -> differentiated
     "canonicalize": "simplify.canonicalize:Canonicalize",
     "outline-layers": "simplify.outline_layers:OutlineLayers",
