@@ -20,7 +20,7 @@ from typing import Union
 import mip
 import mip.cbc
 
-from .choices import WHOLE, State
+from .choices import State
 from .graph import BACKWARD, Sink, Tensor
 from .network import Arc, Node
 from .problem import Problem, Solution, evaluate
@@ -117,8 +117,7 @@ class Programme:
             source = made
             if tensor.source == "parameter":
                 source = {(phase, state): [var] for state, var in self.r[tensor].items()}
-            others = {n[1] for p, d in wanted.values() if d is not demand for n in d}
-            arcs = useful_arcs(self.problem.arcs[tensor], source, demand, others)
+            arcs = useful_arcs(self.problem.arcs[tensor], source, demand)
             if arcs or source != demand:
                 flows.append((source, demand, arcs))
 
@@ -178,32 +177,24 @@ def _by_node(phase: int, states: list[State], row: list[mip.Var]) -> dict[Node, 
     return result
 
 
-def useful_arcs(
-    arcs: list[Arc], source: Mapping[Node, Amount], demand: Mapping[Node, Amount], others: set[State]
-) -> list[Arc]:
-    """The arcs that can lie on a path from source to demand; a detour must be over a state that is shared or whole-ish."""
+def useful_arcs(arcs: list[Arc], source: Mapping[Node, Amount], demand: Mapping[Node, Amount]) -> list[Arc]:
+    """The arcs that lie on a path from source to demand."""
     phase = max(node[0] for node in demand)
-    forward_states = {n[1] for n in source}
+    kept = [a for a in arcs if a.target[0] <= phase]
+    return _reached(_reached(kept, set(source), forward=True), set(demand), forward=False)
 
-    def passable(node: Node) -> bool:
-        state = node[1]
-        if node in demand or state in others or WHOLE in state:
-            return True
-        return node[0] == BACKWARD and state in forward_states
 
-    kept = [a for a in arcs if a.target[0] <= phase and passable(a.target)]
-    for ends in (0, 1):
-        reached = set(source if ends == 0 else demand)
-        grown = True
-        while grown:
-            grown = False
-            for arc in kept:
-                start, end = (arc.source, arc.target) if ends == 0 else (arc.target, arc.source)
-                if start in reached and end not in reached:
-                    reached.add(end)
-                    grown = True
-        kept = [a for a in kept if (a.source if ends == 0 else a.target) in reached]
-    return kept
+def _reached(arcs: list[Arc], nodes: set[Node], forward: bool) -> list[Arc]:
+    """The arcs that start in what can be reached from the nodes (not forward: end in what reaches them)."""
+    grown = True
+    while grown:
+        grown = False
+        for arc in arcs:
+            start, end = (arc.source, arc.target) if forward else (arc.target, arc.source)
+            if start in nodes and end not in nodes:
+                nodes.add(end)
+                grown = True
+    return [a for a in arcs if (a.source if forward else a.target) in nodes]
 
 
 def solve(problem: Problem) -> Solution:
