@@ -44,7 +44,9 @@ def test_ranks_that_share_cores_are_slower() -> None:
 
 def test_extends_merges_tables(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text('extends = "a100-80gb"\nnodes = 4\n[device]\nmemory = "40 GiB"\n')
-    (tmp_path / "top.toml").write_text('extends = "base.toml"\ndevices_per_node = 4\n[links.inter]\nbandwidth = "100 Gbit/s"\n')
+    (tmp_path / "top.toml").write_text(
+        'extends = "base.toml"\ndevices_per_node = 4\n[links.inter]\nbandwidth = "100 Gbit/s"\n'
+    )
     cluster = load_cluster(tmp_path / "top.toml")
     assert (cluster.name, cluster.nodes, cluster.devices_per_node) == ("top", 4, 4)
     assert cluster.device.memory == 40 * 2**30
@@ -60,12 +62,18 @@ def test_extends_merges_tables(tmp_path: Path) -> None:
         ('extends = "laptop"\n[device]\nmemory = "80 G"', "device.memory: expected bytes, such as"),
         ('extends = "laptop"\n[device]\nmemory = 80', "device.memory: expected bytes from 1 MiB to 1024 TiB; found 80"),
         ('extends = "laptop"\n[device]\nmemory = -1', "device.memory: expected bytes from"),
-        ('extends = "laptop"\n[device]\nefficiency = 60', "device.efficiency: expected a number from 0.01 to 1; found 60"),
+        (
+            'extends = "laptop"\n[device]\nefficiency = 60',
+            "device.efficiency: expected a number from 0.01 to 1; found 60",
+        ),
         ('extends = "laptop"\n[device]\ncolour = 1', "device.colour: is not a field; known are"),
         ('extends = "laptop"\n[device]\nkind = "tpu"', "device.kind: expected 'cpu' or 'cuda'; found 'tpu'"),
         ('extends = "laptop"\n[links.intra]\nbandwidth = inf', "links.intra.bandwidth: expected bytes per second from"),
         ('extends = "laptop"\nmemory_reserve = "4 GiB"', "memory_reserve: leaves nothing"),
-        ('extends = "nowhere"', "extends: there is no cluster 'nowhere': it is neither a file nor one of a100-80gb, laptop"),
+        (
+            'extends = "nowhere"',
+            "extends: there is no cluster 'nowhere': it is neither a file nor one of a100-80gb, laptop",
+        ),
         ('extends = "c.toml"', "extends: the files extend each other in a circle"),
         ("nodes = 1\ndevices_per_node = 2", "device: is missing"),
         ("nodes = 1", "devices_per_node: is missing"),
@@ -156,7 +164,9 @@ def test_alpha_beta() -> None:
 
 
 def test_groups_share_a_port() -> None:
-    shared = small(links={"intra": {"bandwidth": 1e10, "latency": 0}, "inter": {"bandwidth": 1e9, "latency": 0, "shared": True}})
+    shared = small(
+        links={"intra": {"bandwidth": 1e10, "latency": 0}, "inter": {"bandwidth": 1e9, "latency": 0, "shared": True}}
+    )
     mesh = Mesh.of(shared, 1, 0)
     assert float(mesh.seconds("all_reduce", ("a",), 1e6)) == pytest.approx(4 * 1e-3)  # four groups through one port
     assert float(mesh.seconds("all_reduce", ("a", "b", "c"), 1e6)) == pytest.approx(1.75e-3)  # one ring
@@ -165,7 +175,9 @@ def test_groups_share_a_port() -> None:
 
 def test_gloo_reduce_scatter_costs_an_all_reduce() -> None:
     mesh = Mesh.of(load_cluster("laptop"), 1, 0)
-    per_byte = float(mesh.seconds("reduce_scatter", ("a", "b"), 1e9) - mesh.seconds("reduce_scatter", ("a", "b"), 0)) / 1e9
+    per_byte = (
+        float(mesh.seconds("reduce_scatter", ("a", "b"), 1e9) - mesh.seconds("reduce_scatter", ("a", "b"), 0)) / 1e9
+    )
     assert per_byte == pytest.approx(1.5 / (4.6e9 / 8))
     # 1 MB on four ranks: 1.15 ms + 1.5 MB at 8.2 Gbit/s
     assert float(mesh.seconds("all_reduce", ("a", "b"), 1e6)) == pytest.approx(1.135e-3 + 1.5e6 / 1.025e9, rel=1e-9)

@@ -1,6 +1,6 @@
 """A module at level `annotated`, built by hand: perceptrons in a chain, then a head that sums to the loss.
 
-    @step:  %h1 = @mlp.forward(%x, ...)  %h2 = @mlp.forward(%h1, ...)  ...  %loss = @head.forward(%hN)
+@step:  %h1 = @mlp.forward(%x, ...)  %h2 = @mlp.forward(%h1, ...)  ...  %loss = @head.forward(%hN)
 """
 
 from __future__ import annotations
@@ -96,7 +96,11 @@ def _attrs(layer: str, phase: str) -> dict[str, str]:
 
 
 def cluster(
-    devices: int = 4, nodes: int = 1, memory: object = "1 GiB", intra: Mapping[str, object] | None = None, **inter: object
+    devices: int = 4,
+    nodes: int = 1,
+    memory: object = "1 GiB",
+    intra: Mapping[str, object] | None = None,
+    **inter: object,
 ) -> Cluster:
     links: dict[str, object] = {"intra": dict(intra or {"bandwidth": 1e8, "latency": 1e-6})}
     if nodes > 1:

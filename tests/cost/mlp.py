@@ -1,6 +1,6 @@
 """A two-layer perceptron as a forward and backward func with rules, whole or with Megatron's split, built by hand.
 
-    y = relu(x w1') w2'     x [B, 16, 8], w1 [32, 8], w2 [8, 32], all f32
+y = relu(x w1') w2'     x [B, 16, 8], w1 [32, 8], w2 [8, 32], all f32
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def mlp(split: bool = False) -> tuple[Func, Func]:
         out = value("y_1", (B, 16, 8), layout(3))
         ops.append(Op("comm.all_reduce", [y], [out], {"axes": ["t0"], "op": "sum"}))
     name = "mlp.tp2.replicated" if split else "mlp"
-    forward = Func(
-        f"{name}.forward", [x, w1, w2], ops, [out, a], {"kind": "forward", "results": ["value", "saved"]}
-    )
+    forward = Func(f"{name}.forward", [x, w1, w2], ops, [out, a], {"kind": "forward", "results": ["value", "saved"]})
 
     xb = value("x", (B, 16, 8), layout(3), role="activation")
     w1b = value("up.weight", (32, 8), layout(2, down), role="param", path="up.weight")

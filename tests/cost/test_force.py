@@ -36,7 +36,10 @@ def test_admits() -> None:
         ("dp=two", "dp in --force takes an integer from 1 on, not 'two'"),
         ("dp=0", "dp in --force takes an integer from 1 on, not '0'"),
         ("dp=2,dp=4", "dp is given twice"),
-        ("ddp=2", "--force does not know 'ddp': its keys are pp, dp, tp, micro_batches, stage, shard, recompute, boundary"),
+        (
+            "ddp=2",
+            "--force does not know 'ddp': its keys are pp, dp, tp, micro_batches, stage, shard, recompute, boundary",
+        ),
         ("shard=param", "shard in --force is one of none, optimizer, gradients, parameters, not 'param'"),
         ("recompute=selective", "recompute=selective is not generated yet"),
         ("layers.0:pp=2", "pp in --force holds for the whole model: it cannot be chosen for 'layers.0'"),
@@ -53,7 +56,8 @@ def test_bad_text(text: str, words: str) -> None:
     [
         ("pp=3", "pp=3 is not possible: 4 devices divide into 1, 2 and 4 stages", "the nearest is pp=2"),
         ("dp=3", "dp=3 is not possible for layer embed", "the nearest is dp=4"),
-        ("dp=4,tp=2", "dp=4,tp=2 is not possible for layer embed: pp * dp * tp must be the 4 devices", "the nearest is dp=2,tp=2"),
+        ("dp=4,tp=2", "dp=4,tp=2 is not possible for layer embed: pp * dp * tp must be",
+         "the nearest is dp=2,tp=2"),
         ("pp=2,layers.0", "is not key=value", None),
         ("pp=2,dp=4", "pp=2,dp=4 is not possible for layer embed", "the nearest is pp=2,dp=2"),
         ("micro_batches=3", "micro_batches=3 does not divide the global batch of 8",
@@ -61,7 +65,8 @@ def test_bad_text(text: str, words: str) -> None:
         ("dp=4,micro_batches=4", "a global batch of 8 does not divide over dp=4 and micro_batches=4", "are 16"),
         ("blocks.0:tp=2", "'blocks.0' in --force matches no layer", None),
         ("layer.0:tp=2", "'layer.0' in --force matches no layer", "did you mean layers.0?"),
-        ("pp=2;head:stage=2", "stage=2 is not possible for layer head: stages count from 0 to 1", "the nearest is stage=1"),
+        ("pp=2;head:stage=2", "stage=2 is not possible for layer head: stages count from 0 to 1",
+         "the nearest is stage=1"),
     ],
 )  # fmt: skip
 def test_impossible(text: str, words: str, help: str | None) -> None:

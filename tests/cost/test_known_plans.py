@@ -61,7 +61,13 @@ def seconds(module: Module) -> float:
 def test_fast_links_and_memory_give_pure_data_parallelism(plan: Callable[..., Module]) -> None:
     module = plan("fast-links")
     for stage, strategy in strategies(module):
-        assert (stage, strategy["dp"], strategy["tp"], strategy["shard"], strategy["recompute"]) == (0, 4, 1, "none", "none")
+        assert (stage, strategy["dp"], strategy["tp"], strategy["shard"], strategy["recompute"]) == (
+            0,
+            4,
+            1,
+            "none",
+            "none",
+        )
     assert seconds(module) <= min(seconds(plan("fast-links", force)) for force in ("pp=2", "pp=4", "tp=4"))
 
 
@@ -70,7 +76,7 @@ def test_slow_links_between_nodes_give_a_pipeline(plan: Callable[..., Module]) -
     found = strategies(module)
     assert {stage for stage, _ in found} == {0, 1}
     assert all(strategy["dp"] == 2 for _, strategy in found)
-    assert seconds(plan("slow-links", "pp=1")) > 3 * seconds(module)
+    assert seconds(plan("slow-links", "pp=1")) > 2 * seconds(module)
 
 
 def test_small_memory_forces_shards_or_recomputation(plan: Callable[..., Module]) -> None:

@@ -111,7 +111,9 @@ def test_tensor_split_halves_and_pays_two_all_reduces() -> None:
 def costs(shard: str, recompute: str = "none", micro_batches: tuple[int, ...] = (1, 2), overlap: float = 1.0, **more):  # type: ignore[no-untyped-def]
     layer = layer_cost(*mlp(), {}, [1, 2], cluster())
     strategy = Strategy(1, 4, shard=shard, recompute=recompute)
-    return layer, strategy_cost(layer, strategy, Mesh.of(cluster(overlap=overlap), 1, 0), ADAMW, 8, micro_batches, **more)
+    return layer, strategy_cost(
+        layer, strategy, Mesh.of(cluster(overlap=overlap), 1, 0), ADAMW, 8, micro_batches, **more
+    )
 
 
 def test_memory_of_shards() -> None:
@@ -133,7 +135,9 @@ def test_memory_of_shards() -> None:
 
 def test_time_of_shards() -> None:
     mesh = Mesh.of(cluster(), 1, 0)
-    one = {kind: 2 * float(mesh.seconds(kind, ("a", "b"), W1)) for kind in ("all_reduce", "all_gather", "reduce_scatter")}
+    one = {
+        kind: 2 * float(mesh.seconds(kind, ("a", "b"), W1)) for kind in ("all_reduce", "all_gather", "reduce_scatter")
+    }
     update = (W1 + W2) * ADAMW.passes / 1e9
     layer, none = costs("none")
     accumulate = 3 * (W1 + W2) / 1e9
@@ -144,7 +148,9 @@ def test_time_of_shards() -> None:
     assert optimizer.step == pytest.approx(one["reduce_scatter"] + one["all_gather"] + update / 4)
     _, gradients = costs("gradients")
     assert gradients.step == pytest.approx(one["all_gather"] + update / 4)
-    np.testing.assert_allclose(gradients.backward, layer.backward_seconds[::-1] + one["reduce_scatter"] + [0, accumulate / 4])
+    np.testing.assert_allclose(
+        gradients.backward, layer.backward_seconds[::-1] + one["reduce_scatter"] + [0, accumulate / 4]
+    )
     _, parameters = costs("parameters")
     assert parameters.step == pytest.approx(update / 4)
     np.testing.assert_allclose(parameters.forward, layer.forward_seconds[::-1] + one["all_gather"])
@@ -169,7 +175,9 @@ def test_overlap() -> None:
     _, beside = costs("parameters", overlap=0.25)
     assert apart.workspace[0] < beside.workspace[0]
     gather = apart.forward[0] - layer.forward_seconds[1]
-    assert beside.forward[0] == pytest.approx(max(gather, layer.forward_seconds[1]) + 0.25 * min(gather, layer.forward_seconds[1]))
+    assert beside.forward[0] == pytest.approx(
+        max(gather, layer.forward_seconds[1]) + 0.25 * min(gather, layer.forward_seconds[1])
+    )
 
 
 def test_copies_of_tied_parameters() -> None:

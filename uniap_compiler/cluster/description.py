@@ -36,7 +36,7 @@ class ClusterError(ValueError):
 
 @dataclass(frozen=True)
 class Rate:
-    """What one collective costs on a link: `overhead` per call, `latency` per step of its ring, `bandwidth` per device."""
+    """What a collective costs on a link: `overhead` per call, `latency` per step of a ring, `bandwidth` per device."""
 
     overhead: float
     latency: float
@@ -159,7 +159,8 @@ class _Reader:
 
     def cluster(self, data: Mapping[str, Any]) -> Cluster:
         fields = self.table(data, "", {
-            "name", "nodes", "devices_per_node", "memory_reserve", "overlap", "reduce_scatter_is_all_reduce", "device", "links",
+            "name", "nodes", "devices_per_node", "memory_reserve", "overlap", "reduce_scatter_is_all_reduce",
+            "device", "links",
         })  # fmt: skip
         nodes = self.count(fields, "nodes", "nodes", 1, 65536)
         per_node = self.count(fields, "devices_per_node", "devices_per_node", 1, 4096)
@@ -244,7 +245,12 @@ class _Reader:
         return fields[name]
 
     def number(
-        self, fields: Mapping[str, Any], name: str, path: str, limits: tuple[str, float, float], default: float | None = None
+        self,
+        fields: Mapping[str, Any],
+        name: str,
+        path: str,
+        limits: tuple[str, float, float],
+        default: float | None = None,
     ) -> float:
         value = fields.get(name, default) if default is not None else self.need(fields, name, path)
         try:
@@ -265,5 +271,7 @@ class _Reader:
     def flag(self, fields: Mapping[str, Any], name: str, path: str) -> bool:
         value = fields.get(name, False)
         if not isinstance(value, bool):
-            raise ClusterError(self.file, f"{path}.{name}" if path else name, f"expected true or false; found {value!r}")
+            raise ClusterError(
+                self.file, f"{path}.{name}" if path else name, f"expected true or false; found {value!r}"
+            )
         return value

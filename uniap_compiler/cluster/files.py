@@ -45,7 +45,8 @@ def _find(name: str, folder: Path, file: str) -> Path:
     elif path.is_file():
         return path
     where = "extends" if file else ""
-    raise ClusterError(file, where, f"there is no cluster {name!r}: it is neither a file nor one of {', '.join(presets())}")
+    known = ", ".join(presets())
+    raise ClusterError(file, where, f"there is no cluster {name!r}: it is neither a file nor one of {known}")
 
 
 def _read(path: Path, label: str, above: Iterable[Path]) -> dict[str, Any]:

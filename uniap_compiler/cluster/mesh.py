@@ -45,7 +45,9 @@ class Mesh:
     stage: int
     first: int
     sizes: tuple[int, ...]
-    _rates: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
+    _rates: dict[tuple[str, tuple[str, ...]], tuple[float, float]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @staticmethod
     def of(cluster: Cluster, stages: int, stage: int) -> Mesh:

@@ -1,4 +1,4 @@
-"""Quantities in cluster files: a plain number in base units, or a string with a unit, `"80 GiB"`, `"200 Gbit/s"`, `"5 us"`.
+"""Quantities in cluster files: a number in base units, or a string with a unit, `"80 GiB"`, `"200 Gbit/s"`, `"5 us"`.
 
 Base units are bytes, bytes per second, operations per second and seconds.
 """

@@ -1,7 +1,9 @@
 """The cluster as an op of the module, so that a dump can be continued without the cluster file.
 
-    plan.cluster @laptop {nodes = 1, devices_per_node = 4, ..., device = #device<kind = "cpu", memory = 4294967296.0, ...>,
-                          links = #links<intra = #link<bandwidth = 3625000000.0, ...>>}
+    plan.cluster @laptop {nodes = 1, devices_per_node = 4, ..., device = #device<kind = "cpu", memory = 4294967296.0,
+                          ...>, links = #links<intra = #link<bandwidth = 3625000000.0, ...>>}
+
+Numbers are in base units, whatever units the file has.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class EnumerateStrategies:
         graph, force = StepGraph.of(module), force_of(module)
         check_degrees(force, graph.names, cluster.devices, batch)
         wanted = list(self._wanted(graph, force, cluster, batch))
-        for kind, tp, boundary, cost in wanted:
+        for kind, _, boundary, cost in wanted:
             for func in _search(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), boundary, cost):
                 module.funcs.pop(func.name, None)
                 module.add(func)
@@ -93,9 +93,7 @@ def search_cost(mesh: Mesh, axes: tuple[str, ...], batch: int, dp: int, micro_ba
     return SearchCost(mesh, axes, max(1, batch // count // dp), 1.0 / count)
 
 
-def _search(
-    module: Module, kind: str, sizes: tuple[int, ...], boundary: str, cost: SearchCost
-) -> tuple[Func, Func]:
+def _search(module: Module, kind: str, sizes: tuple[int, ...], boundary: str, cost: SearchCost) -> tuple[Func, Func]:
     from uniap_compiler.passes.analysis.tensor_parallel.search import search
 
     forward = module.funcs[f"{kind}.forward"]
@@ -124,9 +122,7 @@ def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) 
                     "saved": [int(n) for n in cost.saved],
                     "inputs": [int(n) for n in cost.inputs],
                     "parameters": int(sum(p.bytes for p in cost.parameters)),
-                    "collectives": [
-                        f"{c.phase} {c.count} {c.kind} {'*'.join(c.axes)} {int(c.size[-1])}" for c in sent
-                    ],
+                    "collectives": [f"{c.phase} {c.count} {c.kind} {'*'.join(c.axes)} {int(c.size[-1])}" for c in sent],
                 },
             )
         )

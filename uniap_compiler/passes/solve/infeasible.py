@@ -6,7 +6,6 @@ layers are cut where the fullest stage has the least above its limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,7 +40,8 @@ def explain(setting: Setting) -> Diagnostic:
     notes = [
         f"stage {least.stage} ({where}) needs {_gib(cluster.memory + least.missing)} of the {_gib(cluster.memory)} "
         f"that a device gives ({_gib(cluster.device.memory)} less {_gib(cluster.memory_reserve)} reserved)",
-        f"this is the plan that needs least: {least.candidate.stages} stages, {least.candidate.micro_batches} micro-batches",
+        f"this is the plan that needs least: {least.candidate.stages} stages, "
+        f"{least.candidate.micro_batches} micro-batches",
     ]
     stages = f"stage {least.stage} of {least.candidate.stages}" if least.candidate.stages > 1 else "the only stage"
     return Diagnostic(
@@ -65,24 +65,24 @@ def shortage(setting: Setting, candidate: Candidate) -> Shortage:
             if options and choices.get("stage") in (None, i):
                 k = min(options, key=lambda k: memory[i, k] + space[k])
                 need[u, i], work[u, i] = memory[i, k], space[k]
-    best: dict[tuple[int, int], tuple[float, Shortage | None]] = {(-1, 0): (-np.inf, None)}
+    # over[i][end] = the least worst stage when stages 0..i hold layers 0..end; cut[i][end] = where stage i begins.
+    over = np.full((D + 1, L + 1), np.inf)
+    over[0, 0] = -np.inf
+    cut = np.zeros((D + 1, L + 1), dtype=np.int64)
     for i in range(D):
-        for end in range(i, L - (D - 1 - i)):
-            for start in range(i, end + 1):
-                before = best.get((start - 1, i))
-                if before is None:
-                    continue
-                over = float(need[start : end + 1, i].sum() + work[start : end + 1, i].max() - limit)
-                worst = max(before[0], over)
-                known = best.get((end, i + 1))
-                if known is None or worst < known[0]:
-                    here = Shortage(over, i, (start, end), candidate)
-                    keep = here if before[1] is None or over >= before[1].missing else before[1]
-                    best[end, i + 1] = (worst, keep)
-    found = best.get((L - 1, D))
-    if found is None or found[1] is None:
-        return Shortage(np.inf, 0, (0, L - 1), candidate)
-    return found[1]
+        for end in range(i + 1, L - (D - 1 - i) + 1):
+            # Sums and maxima over layers start..end-1, for every start at once.
+            here = need[:end, i][::-1].cumsum()[::-1] + np.maximum.accumulate(work[:end, i][::-1])[::-1] - limit
+            worst = np.maximum(over[i, :end], here)
+            cut[i + 1, end] = start = int(worst.argmin())
+            over[i + 1, end] = worst[start]
+    found, end = [], L
+    for i in reversed(range(D)):
+        start = int(cut[i + 1, end])
+        missing = float(need[start:end, i].sum() + work[start:end, i].max() - limit)
+        found.append(Shortage(missing, i, (start, end - 1), candidate))
+        end = start
+    return max(found, key=lambda s: s.missing)
 
 
 def _remedies(setting: Setting, least: Shortage) -> list[str]:
@@ -104,11 +104,8 @@ def _remedies(setting: Setting, least: Shortage) -> list[str]:
 
 def _fits(setting: Setting) -> bool:
     """Whether some candidate of a changed setting fits; False where it was never costed."""
-    answer: Callable[[], bool] = lambda: any(
-        shortage(setting, c).missing <= 0 for p in build_problems(setting) for c in p.candidates
-    )
     try:
-        return answer()
+        return any(shortage(setting, c).missing <= 0 for p in build_problems(setting) for c in p.candidates)
     except (Diagnostic, ValueError):
         return False
 

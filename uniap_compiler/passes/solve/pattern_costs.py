@@ -54,9 +54,7 @@ def pattern_costs(
     return costs
 
 
-def with_data_axis(
-    module: Module, kind: str, tp: int, boundary: str, axes: dict[str, int]
-) -> tuple[Func, Func | None]:
+def with_data_axis(module: Module, kind: str, tp: int, boundary: str, axes: dict[str, int]) -> tuple[Func, Func | None]:
     """Clones of a pattern's pair with the batch split over `data`, collectives included.
 
     Raises Diagnostic for an op whose rule keeps the batch whole.

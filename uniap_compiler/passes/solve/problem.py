@@ -198,9 +198,7 @@ class _Builder:
         copies = self.setting.graph.copies[u]
         free = set()
         for name, (home, there) in copies.items():
-            other = self.setting.patterns.get(
-                (self.setting.graph.layers[home].kind, strategy.tp, strategy.boundary)
-            )
+            other = self.setting.patterns.get((self.setting.graph.layers[home].kind, strategy.tp, strategy.boundary))
             if self.stages == 1 and other is not None and other.cost.layouts[there] == cost.layouts[name]:
                 free.add(name)
         return strategy_cost(

@@ -44,9 +44,7 @@ def simulate_plan(setting: Setting, problem: Problem, plan: Plan) -> Simulated:
     return Simulated(plan, candidate, timeline.seconds, timeline.bubble, stages)
 
 
-def stage_seconds(
-    setting: Setting, candidate: Candidate, plan: Plan
-) -> tuple[list[float], list[float], list[float]]:
+def stage_seconds(setting: Setting, candidate: Candidate, plan: Plan) -> tuple[list[float], list[float], list[float]]:
     """Per stage: forward and backward of one micro-batch, resharding included, and what happens once per step."""
     D, types = candidate.stages, setting.graph.types
     forward, backward, once = [0.0] * D, [0.0] * D, [0.0] * D

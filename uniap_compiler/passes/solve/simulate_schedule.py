@@ -166,7 +166,7 @@ def simulate(
 
 
 class _Transfers:
-    """One direction between two stages: times of sends and of posted receives, and of arrivals as soon as both are known."""
+    """One direction between two stages: times of sends, of posted receives, and of arrivals once both are known."""
 
     def __init__(self, seconds: float, ahead: int, limit: int) -> None:
         self.seconds, self.ahead, self.limit = seconds, ahead, limit
@@ -211,7 +211,7 @@ class _Transfers:
 def _row_seconds(
     tables: Sequence[Table], transfer: Mapping[Channel, float]
 ) -> tuple[dict[Channel, float], dict[Channel, int]]:
-    """Seconds of one row, and rows of one micro-batch: a channel's seconds are shared by the values that cross there."""
+    """Seconds of one row, and rows of one micro-batch: the values of a channel share its seconds."""
     names: dict[Channel, set[str]] = {}
     for i, table in enumerate(tables):
         for row in table:

@@ -134,7 +134,10 @@ def _write(module: Module, setting: Setting, answer: Answer, plans: list[Simulat
     module.ops.append(
         Op(
             "plan.mesh", symbol="mesh",
-            attrs={"axes": Struct("axes", tuple(axes.items())), "stages": candidate.stages, "world": setting.cluster.devices},
+            attrs={
+                "axes": Struct("axes", tuple(axes.items())), "stages": candidate.stages,
+                "world": setting.cluster.devices,
+            },
         )
     )  # fmt: skip
     module.ops.append(

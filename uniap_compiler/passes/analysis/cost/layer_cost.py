@@ -211,9 +211,7 @@ def _forward_peak(forward: Func, kept: Sequence[Value], sizes: Mapping[str, int]
     return peak_bytes(forward, sizes, batch, [*elsewhere, *kept], kind)
 
 
-def _backward_peak(
-    forward: Func, backward: Func | None, sizes: Mapping[str, int], batch: Size, kind: str
-) -> Size:
+def _backward_peak(forward: Func, backward: Func | None, sizes: Mapping[str, int], batch: Size, kind: str) -> Size:
     if backward is None:
         return 0.0
     elsewhere = [p for p in backward.params if p.attrs.get("role") != "tangent"]

@@ -104,7 +104,8 @@ def strategy_cost(
     counts = np.asarray(list(micro_batches), dtype=np.int64)
     local = global_batch // counts // strategy.dp
     if (local * strategy.dp * counts != global_batch).any():
-        raise ValueError(f"a batch of {global_batch} does not divide over {strategy} and {counts.tolist()} micro-batches")
+        told = f"{strategy} and {counts.tolist()} micro-batches"
+        raise ValueError(f"a batch of {global_batch} does not divide over {told}")
     at = np.searchsorted(layer.batches, local)
     if (at >= len(layer.batches)).any() or (layer.batches[at] != local).any():
         raise ValueError(f"the layer was not evaluated for the local batches {local.tolist()}")
@@ -128,9 +129,11 @@ def strategy_cost(
 
     # The gradients of a micro-batch are added to the accumulators when the stage's backward is through: both exist.
     resident = state.kept + state.gradients * (1.0 + accumulating)
-    working = np.maximum(
-        layer.forward_peak[at], layer.backward_peak[at] + (layer.saved[at] if recompute else 0.0)
-    ) + state.gathered * (2.0 if prefetch else 1.0) + state.unscattered  # the next layer is as large as this one
+    working = (
+        np.maximum(layer.forward_peak[at], layer.backward_peak[at] + (layer.saved[at] if recompute else 0.0))
+        + state.gathered * (2.0 if prefetch else 1.0)
+        + state.unscattered
+    )  # the next layer is as large as this one
     return StrategyCost(
         forward=forward,
         backward=backward,
