@@ -84,9 +84,11 @@ def captured(task: TrainingTask, pipeline: str = "") -> tuple[Module, TrainingTa
     """The task in float64: its module after the pipeline, the converted task, the constants."""
     constants = ConstantStore()
     module = capture(task, dtype="float64", constants=constants)
-    if pipeline:
-        run_passes(module, parse_pipeline(pipeline), Session(constants=constants, task=task))
-    return module, converted(task, torch.float64), constants
+    return transform(module, pipeline), converted(task, torch.float64), constants
+
+
+def transform(module: Module, pipeline: str) -> Module:
+    return run_passes(module, parse_pipeline(pipeline), Session()) if pipeline else module
 
 
 def difference(ours: Result, theirs: Result) -> float:
@@ -106,4 +108,4 @@ def difference(ours: Result, theirs: Result) -> float:
     return worst
 
 
-__all__ = ["BATCH", "Result", "captured", "difference", "eager", "interpret", "promoted"]
+__all__ = ["BATCH", "Result", "captured", "difference", "eager", "interpret", "promoted", "transform"]

@@ -221,8 +221,8 @@ def _reduced(loss: Tensor, reduction: int) -> Tensor:
 def bce_with_logits(
     x: Tensor, y: Tensor, weight: Optional[Tensor] = None, pos_weight: Optional[Tensor] = None, reduction: int = 1
 ) -> Tensor:
-    log_sigmoid = torch.nn.functional.logsigmoid(x)
-    loss = (1 - y) * x - (log_sigmoid if pos_weight is None else log_sigmoid * (1 + (pos_weight - 1) * y))
+    softplus = (-x).relu() + torch.log1p(torch.exp(-x.abs()))  # -log sigmoid(x)
+    loss = (1 - y) * x + (softplus if pos_weight is None else softplus * (1 + (pos_weight - 1) * y))
     return _reduced(loss if weight is None else loss * weight, reduction)
 
 

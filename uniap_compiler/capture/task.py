@@ -76,7 +76,7 @@ def load_task(spec: str) -> TrainingTask:
         raise Diagnostic(f"{place} has no factory {name!r}",
                          help=f"it defines {', '.join(offered)}" if offered else "it defines no function")
     if not callable(factory):
-        raise Diagnostic(f"{spec} is a {type(factory).__name__}, not a function that returns a TrainingTask")
+        raise Diagnostic(f"{spec} is {_describe(factory)}, not a function that returns a TrainingTask")
     source = Path(module.__file__) if getattr(module, "__file__", None) else None
     try:
         task = factory()

@@ -71,14 +71,14 @@ def segments(ops: Sequence[Op], params: set[Value]) -> list[Segment]:
     """The segments in order; together they hold `ops`.  params: the values that weigh (model parameters)."""
     if not ops:
         return []
-    parts = _open((), list(ops), {r for op in ops for r in op.results})
+    parts = _open((), list(ops))
     return _merge_light(_even_out(parts), params)
 
 
 # Opening modules.
 
 
-def _open(prefix: Path, inside: list[Op], activations: set[Value]) -> list[Segment]:
+def _open(prefix: Path, inside: list[Op]) -> list[Segment]:
     """The segments of one module's ops (and of the ops between them that joined it)."""
     depth = len(prefix)
     owner = {op: path[: depth + 1] for op in inside if len(path := path_of(op)) > depth and path[:depth] == prefix}
@@ -88,12 +88,12 @@ def _open(prefix: Path, inside: list[Op], activations: set[Value]) -> list[Segme
     if not names or carried < (MOST if prefix else MOST_OF_MODEL):
         return whole
     parts = _place(inside, owner)
-    if len(names) > 1 and prefix and not _is_chain(inside, parts, activations):
+    if len(names) > 1 and prefix and not _is_chain(inside, parts):
         return whole
-    return [segment for part in parts for segment in _open(part.path, part.ops, activations)]
+    return [segment for part in parts for segment in _open(part.path, part.ops)]
 
 
-def _is_chain(inside: list[Op], parts: list[Segment], activations: set[Value]) -> bool:
+def _is_chain(inside: list[Op], parts: list[Segment]) -> bool:
     """One value alive between neighbours; or several, when the parts are equal and each reads the one before."""
     if len(parts) < 2:
         return False
@@ -102,7 +102,7 @@ def _is_chain(inside: list[Op], parts: list[Segment], activations: set[Value]) -
     readers: dict[Value, set[int]] = {}
     for op in inside:
         for v in op.flat_operands():
-            if v is not None and v in activations:
+            if v is not None and v.attrs.get("role") in (None, "input"):
                 readers.setdefault(v, set()).add(index[op])
     signatures = [_signature(part.owned) for part in parts]
     if len(set(signatures)) == 1:
