@@ -126,7 +126,7 @@ class _Build(Transformer[Any, Any]):
         return Value(name, type, attrs)
 
     def return_(self, items: Any) -> Any:
-        return items
+        return [items[0].line or 0, *items[1:]]
 
     @v_args(inline=True)
     def func(
@@ -134,7 +134,7 @@ class _Build(Transformer[Any, Any]):
     ) -> tuple[Func, dict[object, int]]:
         lines: dict[object, int] = dict(rest[:-1])
         func = Func(str(name), params, (op for op, _ in rest[:-1]), (), attrs)
-        first = keyword.line or 0
+        first, (last, *returned) = keyword.line or 0, rest[-1]
         table: dict[str, Value] = {}
         for value in func.values():
             if value.name in table:
@@ -151,11 +151,11 @@ class _Build(Transformer[Any, Any]):
 
         for op, line in rest[:-1]:
             op.operands = [[find(n, line) for n in o] if isinstance(o, list) else find(o, line) for o in op.operands]
-        func.returns = [find(n, first) for n in rest[-1]]
+        func.returns = [find(n, last) for n in returned]
         found = [None if v is None else v.type for v in func.returns]
         if found != types:
             shown = ", ".join("none" if t is None else str(t) for t in found)
-            raise _Mistake(f"{symbol_name(func.name)} returns ({shown}), which is not what its head says", first)
+            raise _Mistake(f"{symbol_name(func.name)} returns ({shown}), which is not what its head says", last)
         lines[func] = first
         return func, lines
 

@@ -198,8 +198,8 @@ module @m {
 }
 // -----
 module @m {
-  // expected-error@+1 {{@f returns (tensor<4xf32>), which is not what its head says}}
   func @f(%x: tensor<4xf32>) -> (tensor<5xf32>) {
+    // expected-error@+1 {{@f returns (tensor<4xf32>), which is not what its head says}}
     return %x
   }
 }
