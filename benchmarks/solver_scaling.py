@@ -112,15 +112,25 @@ def _candidate(
         for kind in kinds:
             weights = parameters[kind] / tp
             compute = work[kind] * tokens / tp / FLOPS * (4 / 3 if recompute else 1) * (1 + 0.02 * (tp > 1))
-            reduce = 0.0 if tp == 1 else 4 * 2 * tokens * hidden * 2 * (tp - 1) / tp / bandwidth(tp) * (0.5 if kind != "blk" else 1)
+            reduce = (
+                0.0
+                if tp == 1
+                else 4 * 2 * tokens * hidden * 2 * (tp - 1) / tp / bandwidth(tp) * (0.5 if kind != "blk" else 1)
+            )
             gather = 3 * 2 * weights * (dp - 1) / dp / bandwidth(dp * tp) if shard == "parameters" else 0.0
             sync = 2 * 4 * weights * (dp - 1) / dp / bandwidth(dp * tp)
             out["time"][kind].append(compute + reduce * (0.95 if sp else 1.0) + 0.4 * gather)
             out["step_time"][kind].append((0.0 if shard == "parameters" else sync) + 16 * weights / 1.3e12)
             states = {"none": 18.0, "optimizer": 6 + 12 / dp, "parameters": 18 / dp}[shard] * weights
-            kept = saved[kind] * tokens / (tp if sp or tp == 1 else 0.3 * tp + 0.7) * (1 if not recompute else 2 * hidden / saved[kind])
+            kept = (
+                saved[kind]
+                * tokens
+                / (tp if sp or tp == 1 else 0.3 * tp + 0.7)
+                * (1 if not recompute else 2 * hidden / saved[kind])
+            )
             out["workspace"][kind].append(
-                (4 * weights if shard == "parameters" else 0.0) + saved[kind] * tokens / tp * (1.0 if recompute else 0.3)
+                (4 * weights if shard == "parameters" else 0.0)
+                + saved[kind] * tokens / tp * (1.0 if recompute else 0.3)
             )
             for i in range(D):
                 flight = min(c, D - i) if schedule == "1f1b" else c
@@ -130,9 +140,11 @@ def _candidate(
     out["reshard"] = [
         [0.0 if q == r else move / group * (1 + abs(q - r)) / bandwidth(group) + 5e-5 for r in Q] for q in Q
     ]
-    out["transfer"] = [
-        [2 * move / group / NETWORK + 2e-5 + out["reshard"][q][r] for r in Q] for q in Q
-    ] if D > 1 else [[0.0 for _ in Q] for _ in Q]
+    out["transfer"] = (
+        [[2 * move / group / NETWORK + 2e-5 + out["reshard"][q][r] for r in Q] for q in Q]
+        if D > 1
+        else [[0.0 for _ in Q] for _ in Q]
+    )
     return out
 
 
@@ -140,7 +152,12 @@ def measure(data: dict[str, Any], limit: float = 120.0) -> tuple[float, float, s
     problem = Problem.from_json(data)
     cpu, wall = time.process_time(), time.monotonic()
     result = solve(problem, time_limit=limit)
-    return time.process_time() - cpu, time.monotonic() - wall, result.status, result.best.objective if result.best else float("nan")
+    return (
+        time.process_time() - cpu,
+        time.monotonic() - wall,
+        result.status,
+        result.best.objective if result.best else float("nan"),
+    )
 
 
 if __name__ == "__main__":
@@ -153,5 +170,7 @@ if __name__ == "__main__":
     parser.add_argument("--tied", action="store_true")
     options = parser.parse_args()
     if options.write:
-        data = gpt(options.layers, options.devices, steps=not options.no_steps, memory=options.memory * GB, tied=options.tied)
+        data = gpt(
+            options.layers, options.devices, steps=not options.no_steps, memory=options.memory * GB, tied=options.tied
+        )
         options.write.write_text(json.dumps(data))

@@ -21,7 +21,9 @@ def random_problem(seed: int, *, chain: bool = False) -> dict[str, Any]:
         return rng.choice([round(rng.uniform(0, high), 3), float(rng.randint(0, int(high) + 1))])
 
     def table(high: float) -> list[list[float]]:
-        return [[0.0 if q == r and rng.random() < 0.7 else number(high) for r in range(classes)] for q in range(classes)]
+        return [
+            [0.0 if q == r and rng.random() < 0.7 else number(high) for r in range(classes)] for q in range(classes)
+        ]
 
     pairs = sorted({f"{a}>{b}" for a in types for b in types})
     candidates = []

@@ -12,10 +12,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m uniap_compiler.solver", description=__doc__)
     parser.add_argument("problem", help="a uniap-problem/1 file")
     parser.add_argument("--backend", choices=("cbc", "highs"), default="cbc")
-    parser.add_argument("--time-limit", type=float, default=None, metavar="S", help="seconds; the best plan so far is printed")
-    parser.add_argument("--gap", type=float, default=1e-6, metavar="G", help="relative gap at which a plan is called optimal")
+    parser.add_argument(
+        "--time-limit", type=float, default=None, metavar="S", help="seconds; the best plan so far is printed"
+    )
+    parser.add_argument(
+        "--gap", type=float, default=1e-6, metavar="G", help="relative gap at which a plan is called optimal"
+    )
     parser.add_argument("--top", type=int, default=1, metavar="K", help="further, different plans")
-    parser.add_argument("--write-lp", default=None, metavar="DIR", help="write the MIQP of every candidate that is visited")
+    parser.add_argument(
+        "--write-lp", default=None, metavar="DIR", help="write the MIQP of every candidate that is visited"
+    )
     parser.add_argument("--certify", action="store_true", help="recompute every derived value by independent code")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_args()

@@ -3,6 +3,7 @@
 What is worked around here, with python-mip 2.0.0 (each was met, see docs/solver.md, "Traps"):
 - the garbage collector can run `SolverCbc.__del__` inside a cffi parse and hang for ever: the symbol is touched once;
 - `mip.Model()` picks Gurobi as soon as it can be imported: the name is always given;
+- CBC's preprocessing can report OPTIMAL with an objective and a bound that are 1e-5 too low: it is switched off;
 - a solver's C code does not return for SIGINT: it runs in a thread, and the caller waits in Python.
 """
 
@@ -58,6 +59,7 @@ def run(miqp: Miqp, backend: str, gap: float, seconds: float) -> Outcome:
     model.max_mip_gap = gap
     model.max_mip_gap_abs = 1e-12
     model.threads = 1
+    model.preprocess = 0
     model.integer_tol = 1e-9 if backend == "highs" else 1e-8
     model.infeas_tol = 1e-9
     model.opt_tol = 1e-9

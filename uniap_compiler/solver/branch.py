@@ -1,9 +1,9 @@
 """Values across layers and tied layers, by branching over chains (docs/solver.md, "Beyond chains").
 
 A `Node` is a candidate with some layers restricted to some strategies. Its relaxation is a chain: tied layers may
-differ, and a value costs each reader the least over the classes that its source may still take. When the optimum of the
-chain is a plan of the same cost, the node is done; otherwise its children fix what the relaxation got wrong: the strategy
-of one tied group, or the class of one source.
+differ, and a value costs each reader the least over the classes that its source may still take. When the optimum of
+the chain is a plan of the same cost, the node is done; otherwise its children fix what the relaxation got wrong: the
+strategy of one tied group, or the class of one source.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Node:
         for group in self.at.ties:
             if len({strategy[u] for u in group}) > 1:
                 common = np.logical_and.reduce([self._mask(u) for u in group])
-                return [self._child(dict.fromkeys(group, _only(common, [k]))) for k in np.flatnonzero(common)]
+                return [self._child(dict.fromkeys(group, _only(common, int(k)))) for k in np.flatnonzero(common)]
         worst, source = 0.0, -1
         q = self.at.layout[strategy]
         for u, v, table in skip_edges(self.at):
@@ -90,7 +90,7 @@ class Node:
 
     def _mask(self, u: int) -> Bools:
         own = self.at.allowed[self.at.kind[u]]
-        return own & self.restrict[u] if u in self.restrict else own
+        return np.asarray(own & self.restrict[u]) if u in self.restrict else own
 
     def _classes(self, u: int) -> list[int]:
         return sorted(set(self.at.layout[self._mask(u)].tolist()))
@@ -143,7 +143,7 @@ def relax(at: Instance, restrict: dict[int, Bools]) -> Instance:
     return chain
 
 
-def _only(mask: Bools, chosen: list[int]) -> Bools:
+def _only(mask: Bools, chosen: int) -> Bools:
     out = np.zeros_like(mask)
     out[chosen] = mask[chosen]
     return out

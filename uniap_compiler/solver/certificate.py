@@ -17,9 +17,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from uniap_compiler.solver.branch import relax
 from uniap_compiler.solver.evaluate import evaluate
 from uniap_compiler.solver.instance import build_instance
-from uniap_compiler.solver.branch import relax
 from uniap_compiler.solver.miqp import StageTimes
 from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.problem import Problem
@@ -108,4 +108,3 @@ def check_rows(raw: Raw, derived: StageTimes) -> tuple[list[str], int]:
             if seen[key] < value * (1 - AGREE):
                 refusals.append(f"{where}: {value!r} is claimed, but {seen[key]!r} is possible")
     return refusals, checked
-

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from uniap_compiler.solver.instance import Floats, Instance
-from uniap_compiler.solver.intervals import IntervalTable, Options, Path, StageIntervals
+from uniap_compiler.solver.intervals import IntervalTable, Options, Path
 from uniap_compiler.solver.labels import StageTime, TooManyLabels, stage_time
 from uniap_compiler.solver.tables import StageCosts, coarse_table, fine_table, hops
 
@@ -117,7 +117,9 @@ class ChainSearch:
         keep = []
         for own, total in zip(table.stages, totals, strict=True):
             longest = np.maximum(own.t.min(axis=(1, 2), initial=np.inf, where=np.isfinite(own.t)), self.floor)
-            keep.append(np.isfinite(total) & (total + self.rounds * np.where(np.isfinite(longest), longest, 0.0) < incumbent))
+            keep.append(
+                np.isfinite(total) & (total + self.rounds * np.where(np.isfinite(longest), longest, 0.0) < incumbent)
+            )
         table.stages = [own.keep(mask) for own, mask in zip(table.stages, keep, strict=True)]
 
     def _least_period(self) -> float:

@@ -21,7 +21,7 @@ MEMORY_TOLERANCE = 1e-12
 def per_stage(table: Row | Matrix, stage: int) -> Row:
     """A table of K numbers that holds for every stage, or the one of K numbers that belongs to `stage`."""
     entry = table[stage] if isinstance(table[0], list) else table
-    return entry  # type: ignore[return-value]
+    return entry
 
 
 def evaluate(
@@ -84,9 +84,7 @@ def _malformed(candidate: Candidate, layers: int, stage: Sequence[int], strategy
     ]
 
 
-def _broken_choices(
-    problem: Problem, candidate: Candidate, stage: Sequence[int], strategy: Sequence[int]
-) -> list[str]:
+def _broken_choices(problem: Problem, candidate: Candidate, stage: Sequence[int], strategy: Sequence[int]) -> list[str]:
     bad = []
     for choice in problem.fixed:
         u = choice.layer

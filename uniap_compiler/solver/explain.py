@@ -112,8 +112,8 @@ def _fullest(at: Instance, allowed: Bools) -> tuple[float, int, int, int, float]
     b, worst = L, (-1.0, 0, 0, 0, 0.0)
     for i in range(D - 1, -1, -1):
         a = int(back[i, b])
-        need = float(needs[i][a, b - 1])
-        worst = max(worst, (need / max(float(at.limit[i]), 1e-30), i, a, b - 1, need))
+        held = float(needs[i][a, b - 1])
+        worst = max(worst, (held / max(float(at.limit[i]), 1e-30), i, a, b - 1, held))
         b = a
     return worst
 

@@ -127,9 +127,7 @@ def build_instance(problem: Problem, index: int) -> Instance:
         crossing=_crossing(problem),
         first=first,
         last=last,
-        values=[
-            Value(v.source, v.readers, _pick(v.reshard, raw_classes).tolist(), v.transfer) for v in problem.values
-        ],
+        values=[Value(v.source, v.readers, _pick(v.reshard, raw_classes).tolist(), v.transfer) for v in problem.values],
         ties=ties,
     )
 
@@ -153,7 +151,7 @@ def tied_groups(problem: Problem) -> list[list[int]]:
 
 
 def _choices(problem: Problem, candidate: Candidate, ties: list[list[int]]) -> list[Bools]:
-    """Which strategies every layer may take: "allowed" by type, "fixed" by layer, and the common ones of tied layers."""
+    """Which strategies a layer may take: "allowed" by type, "fixed" by layer, what it shares with layers tied to it."""
     K = len(candidate.strategies)
     by_type: dict[str, Bools] = {}
     for kind in set(problem.layers):

@@ -27,7 +27,8 @@ Terms = list[tuple[Any, float]]
 class StageTimes:
     """Derived rows: `entries[i, a, b][w]` is the least p_i + w s_i of stage i when it holds layers a..b.
 
-    `witness[i, a, b][w]` are strategies of these layers that attain it. Intervals that are absent cannot be part of any plan below `threshold`.
+    `witness[i, a, b][w]` are strategies of these layers that attain it. Intervals
+    that are absent cannot be part of any plan below `threshold`.
     """
 
     threshold: float
@@ -69,12 +70,8 @@ class Miqp:
                 return False
             values[u, i, k] = 1.0
         classes = [int(at.layout[k]) for k in plan.strategy]
-        ones = {
-            (u, plan.stage[u - 1], plan.stage[u], classes[u - 1], classes[u]) for u in range(1, at.layers)
-        }
-        skips = {
-            (u, v, plan.stage[v], classes[u], classes[v]) for u, v, _ in skip_edges(at)
-        }
+        ones = {(u, plan.stage[u - 1], plan.stage[u], classes[u - 1], classes[u]) for u in range(1, at.layers)}
+        skips = {(u, v, plan.stage[v], classes[u], classes[v]) for u, v, _ in skip_edges(at)}
         cuts = [u for u in range(1, at.layers) if plan.stage[u] != plan.stage[u - 1]]
         held = set(zip(range(at.stages), [0, *cuts], [*(cut - 1 for cut in cuts), at.layers - 1], strict=True))
         if self.interval and not held <= self.interval.keys():
@@ -85,9 +82,7 @@ class Miqp:
         start += [(var, float(key in skips)) for key, var in self.w.items()]
         start += [(var, float(key in held)) for key, var in self.interval.items()]
         start += [*zip(self.p, p, strict=True), *zip(self.o, o, strict=True)]
-        start += [
-            (var, room[i] / max(float(at.limit[i]), 1e-30)) for i, var in enumerate(self.room) if var is not None
-        ]
+        start += [(var, room[i] / max(float(at.limit[i]), 1e-30)) for i, var in enumerate(self.room) if var is not None]
         if self.period is not None:
             start.append((self.period, period(at, p, o)))
         if self.step is not None:
@@ -279,7 +274,7 @@ class _Builder:
                 self.row([(out.step, 1.0), *terms], ">", 0.0, f"eq10_step_i{i}")
 
     def memory(self) -> None:
-        """(9) states and activations plus the largest working set fit on every device of a stage, in fractions of it."""
+        """(9) states and activations plus the largest working set fit on the devices of a stage, in fractions of it."""
         at, out = self.at, self.out
         flat = not at.workspace.any()
         for i in range(at.stages):
@@ -293,8 +288,7 @@ class _Builder:
                 for u in range(at.layers):
                     if i in self.stages[u]:
                         need = [
-                            (out.y[u, i, int(k)], -float(at.workspace[at.kind[u], k]) / scale)
-                            for k in at.strategies(u)
+                            (out.y[u, i, int(k)], -float(at.workspace[at.kind[u], k]) / scale) for k in at.strategies(u)
                         ]
                         self.row([(largest, 1.0), *need], ">", 0.0, f"eq9_largest_i{i}_u{u}")
                 terms.append((largest, 1.0))

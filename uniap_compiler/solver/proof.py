@@ -44,7 +44,7 @@ def size(at: Instance) -> int:
 def derive(chain: Instance, threshold: float, deadline: float = math.inf) -> StageTimes | None:
     """The least time of every interval that a plan below `threshold` may use; None when labels or time run out."""
     search = ChainSearch(chain, lambda stage, strategy: None, deadline)
-    while search.level < 3 and search.bound < threshold:
+    while search.level == 0 or (search.level < 3 and search.bound < threshold):
         search.refine(lambda: threshold)
     if search.stuck:
         return None

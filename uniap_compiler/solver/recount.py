@@ -1,8 +1,8 @@
 """Bounds written a second time, straight from the raw problem, for the certificate only.
 
-    Raw(problem, n).closed_form()            (B1) with plain loops
-    Raw(problem, n).table().bound(limit)     class-blind interval bounds and the search over periods
-    Raw(problem, n).least_time(...)          the least time of an interval, by labels
+Raw(problem, n).closed_form()            (B1) with plain loops
+Raw(problem, n).table().bound(limit)     class-blind interval bounds and the search over periods
+Raw(problem, n).least_time(...)          the least time of an interval, by labels
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class Raw:
         zeros = [0.0] * self.K
         kinds = problem.layers
         extra = [self._extra(v) for v in range(self.L)]
-        tables = {
-            kind: [per_stage(candidate.time[kind], i) for i in range(self.D)] for kind in dict.fromkeys(kinds)
-        }
+        tables = {kind: [per_stage(candidate.time[kind], i) for i in range(self.D)] for kind in dict.fromkeys(kinds)}
         self.time = [
-            [[t + e for t, e in zip(row, extra[u], strict=True)] for row in tables[kind]] if any(extra[u]) else tables[kind]
+            [[t + e for t, e in zip(row, extra[u], strict=True)] for row in tables[kind]]
+            if any(extra[u])
+            else tables[kind]
             for u, kind in enumerate(kinds)
         ]
         self.memory = [candidate.memory[kind] for kind in kinds]
@@ -87,9 +87,7 @@ class Raw:
         """The least seconds of a stage boundary in front of layer u."""
         table = self.transfer[u]
         assert table is not None
-        own = min(
-            table[self.layout[k]][self.layout[l]] for k in self.choices[u - 1] for l in self.choices[u]
-        )
+        own = min(table[self.layout[k]][self.layout[l]] for k in self.choices[u - 1] for l in self.choices[u])
         return own + sum(v.transfer for v in self.problem.values if v.source < u <= max(v.readers))
 
     def step_floor(self) -> float:
@@ -138,15 +136,13 @@ class Raw:
         lam = self._multipliers(i, range(a, b + 1), w)
         rest = np.zeros((len(lam) + 1, self.K))
         rests = [rest]
-        for u in range(b, a, -1):  # rest[l, k]: what layers u.. cost at least when layer u-1 takes strategy k
-            cost = np.array([
-                [self.time[u][i][k] + w * self.step[u][k] + l * self.memory[u][i][k] for k in self.choices[u]] for l in lam
-            ] + [[self.memory[u][i][k] for k in self.choices[u]]])  # fmt: skip
+        for u in range(b, a, -1):  # rest[l, k]: the least cost of layers u.. when layer u-1 takes strategy k
+            memory_row = [self.memory[u][i][k] for k in self.choices[u]]
+            seconds_row = [self.time[u][i][k] + w * self.step[u][k] for k in self.choices[u]]
+            cost = np.vstack([np.array(seconds_row) + lam[:, None] * np.array(memory_row), memory_row])
             ahead = cost + rest[:, self.choices[u]]
             move = np.array(self.reshard[u])[np.ix_(self.layout, [self.layout[k] for k in self.choices[u]])]
-            rest = np.vstack([
-                (ahead[:-1, None, :] + move[None]).min(axis=2), np.full((1, self.K), ahead[-1].min())
-            ])  # fmt: skip
+            rest = np.vstack([(ahead[:-1, None, :] + move[None]).min(axis=2), np.full((1, self.K), ahead[-1].min())])
             rests.append(rest)
         labels: list[tuple[float, float, float, int]] = [(0.0, 0.0, 0.0, -1)]  # memory, work, seconds, strategy
         for u in range(a, b + 1):
@@ -179,7 +175,11 @@ class Raw:
                     rates.add((s - t) / (m - n))
         ordered = sorted(rates)
         keep = 48
-        return np.array(ordered if len(ordered) <= keep else [ordered[round(n * (len(ordered) - 1) / (keep - 1))] for n in range(keep)])
+        return np.array(
+            ordered
+            if len(ordered) <= keep
+            else [ordered[round(n * (len(ordered) - 1) / (keep - 1))] for n in range(keep)]
+        )
 
     def table(self) -> Table:
         """Class-blind bounds on p + w s of every interval, for w = 0 and for w = 1/D."""
@@ -194,8 +194,12 @@ class Raw:
                 for u in range(L):
                     key = (self.problem.layers[u], tuple(self.choices[u]), tuple(self.time[u][i]))
                     if key not in known:
-                        rows = [(self.time[u][i][k] + w * self.step[u][k], self.memory[u][i][k]) for k in self.choices[u]]
-                        known[key] = np.array([min(t + l * m for t, m in rows) for l in lam] + [min(m for _, m in rows)])
+                        rows = [
+                            (self.time[u][i][k] + w * self.step[u][k], self.memory[u][i][k]) for k in self.choices[u]
+                        ]
+                        known[key] = np.array(
+                            [min(t + l * m for t, m in rows) for l in lam] + [min(m for _, m in rows)]
+                        )
                     cost[:, u] = known[key]
                 for a in range(L):
                     if not self.low[a] <= i <= self.high[a] or (i == 0) != (a == 0):

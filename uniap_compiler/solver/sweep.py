@@ -1,8 +1,8 @@
 """The sweep over (stages, micro_batches): best-first refinement of bounds until one plan is proven (docs/solver.md).
 
 Every candidate waits in a queue with the best bound known for it; the one with the least bound is refined one level
-further (closed form, coarse tables, fine tables, exact, then branched over values and ties). When the least bound in the
-queue is within the gap of the incumbent, the incumbent is optimal over everything that was not looked at.
+further (closed form, coarse tables, fine tables, exact, then branched over values and ties). When the least bound in
+the queue is within the gap of the incumbent, the incumbent is optimal over everything that was not looked at.
 """
 
 from __future__ import annotations

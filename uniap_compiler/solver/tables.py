@@ -159,11 +159,11 @@ def _fine_stage(at: Instance, own: StageCosts, a: Ints, b: Ints) -> Floats:
             t = (held[:-1] - lam * (own.limit - w)).max(axis=0) * BELOW
             t[held[-1] + w > own.limit * (1 + 1e-9)] = np.inf
             out[now] = t
-    return np.maximum(out, 0.0)
+    return np.asarray(np.maximum(out, 0.0))
 
 
 def _running_max(values: Floats) -> Floats:
     """out[a, b] = max(values[a..b]); entries with b < a are not used."""
     out = np.broadcast_to(values, (len(values), len(values))).copy()
     out[np.tril_indices(len(values), -1)] = -np.inf
-    return np.maximum.accumulate(out, axis=1)
+    return np.asarray(np.maximum.accumulate(out, axis=1))

@@ -61,16 +61,18 @@ def solve(
             return Result("unknown", [], swept.bound, None, seconds, proof=proof)
         return Result("infeasible", [], None, None, seconds, explain(list(sweep.instances.values())), proof)
     _confirm(sweep, swept, backend, gap, deadline, write_lp, proof)
+    refused = False
     if certify:
         report = check_sweep(problem, swept.best, swept.best.objective * (1 - gap), backend, gap, deadline)
         proof["certificate"] = report.to_json()
         swept.bound = min(swept.bound, report.bound)
+        refused = not report.certified
     plans = [swept.best]
     if top > 1:
         plans += further_plans(problem, swept.best, top - 1, backend, gap, deadline)
     best, bound = swept.best.objective, min(swept.bound, swept.best.objective)
     left = (best - bound) / best if best > 0 else 0.0
-    status = "optimal" if left <= gap else "feasible"
+    status = "optimal" if left <= gap and not refused else "feasible"
     return Result(status, plans, bound, left, time.monotonic() - began, proof=proof)
 
 
@@ -87,9 +89,7 @@ def _finish(
     for n, least in sorted(swept.unfinished.items(), key=lambda item: item[1]):
         if least >= sweep.pool.threshold() or time.monotonic() > deadline:
             continue
-        closed = close(
-            sweep.instances[n], None, swept.best, backend, 0.5 * gap, remaining(deadline, 3600.0), write_lp
-        )
+        closed = close(sweep.instances[n], None, swept.best, backend, 0.5 * gap, remaining(deadline, 3600.0), write_lp)
         swept.unfinished[n] = max(least, closed.bound)
         _take(sweep, swept, n, closed)
         proof.setdefault("miqp", {})[str(n)] = closed.bound
