@@ -2,8 +2,8 @@
 
     verify(module)         raises the first Diagnostic
 
-Three parts: SSA and arity (this file), layouts over devices (layout_checks.py), and the table of the module's level
-(levels.py).
+Four parts: SSA and arity (this file), layouts over devices (layout_checks.py), the table of the module's level
+(levels.py), and how the funcs of the stages fit together (segment_checks.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .levels import LEVELS, TABLES
 from .ops import arity_mistake
 from .rule_checks import rule_mistake
 from .rules import Rule
+from .segment_checks import check_segments
 from .text import DTYPES
 
 __all__ = ["LEVELS", "verify"]
@@ -39,6 +40,8 @@ def verify(module: Module) -> None:
         check_layouts(module, func)
     if level is not None:
         _check_level(module, str(level))
+        if level in ("staged", "local"):
+            check_segments(module, str(level))
 
 
 def _check_order(func: Func) -> None:
