@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from uniap_compiler.ir import Diagnostic, Func, Layout, Module, Struct
+from uniap_compiler.ir import Diagnostic, Func, Layout, Module, Namer, Op, Struct, Value
 
 from .data_axes import SPLIT, SUM, WHOLE_ON_DATA, DataAxes
 from .mesh import axes_of, stage_mesh
@@ -49,12 +49,14 @@ class InsertCommunication:
         step = module.funcs["step"]
         losses = {value for value, role in zip(step.returns, _roles(step)) if role == "loss"}
         made: dict[str, Func] = {}
+        namer = Namer(step)
+        forwards: dict[str, dict[str, Value | None]] = {}
         for op in step.ops:
             if op.name != "plan.call" or op.attrs.get("phase") not in ("forward", "backward"):
                 continue
             assert op.symbol is not None
             kind, phase = op.symbol.rsplit(".", 1)
-            strategy = op.attrs["strategy"]
+            strategy, layer = op.attrs["strategy"], str(op.attrs["layer"])
             assert isinstance(strategy, Struct)
             target = instance_name(kind, strategy)
             if f"{target}.forward" not in made:
@@ -62,7 +64,11 @@ class InsertCommunication:
                 made[forward.name] = forward
                 if backward is not None:
                     made[backward.name] = backward
-            op.symbol = f"{target}.{phase}"
+            old, new = module.funcs[op.symbol], made[f"{target}.{phase}"]
+            if phase == "forward":
+                forwards[layer] = _retarget_forward(op, old, new, namer)
+            else:
+                _retarget_backward(op, old, new, forwards[layer])
         keep = [f for f in module.funcs.values() if f.attrs.get("kind") not in ("forward", "backward", "layer", "main")]
         module.funcs = {f.name: f for f in (*keep, *made.values())}
         comm = sum(op.name.startswith("comm.") for f in made.values() for op in f.ops)
@@ -121,6 +127,30 @@ def instantiate(
             wanted.append(states[param.name])
     back.run(wanted)
     return forward, backward
+
+
+def _retarget_forward(op: Op, old: Func, new: Func, namer: Namer) -> dict[str, Value | None]:
+    """Call `new`, which may save other values than `old`.  Returns the layer's forward values at the call, by name."""
+    kept = iter([r for r, role in zip(op.results, _roles(old), strict=True) if role != "saved"])
+    op.symbol = new.name
+    op.results = []
+    known = dict(zip((p.name for p in new.params), op.flat_operands(), strict=True))
+    for value, role in zip(new.returns, _roles(new), strict=True):
+        assert value is not None
+        made = Value(namer(f"{op.attrs['layer']}.{value.name}"), value.type.with_layout(None))
+        op.results.append(made if role == "saved" else next(kept))
+        known[value.name] = op.results[-1]
+    return known
+
+
+def _retarget_backward(op: Op, old: Func, new: Func, forward: Mapping[str, Value | None]) -> None:
+    tangents = {
+        p.name: value for p, value in zip(old.params, op.flat_operands(), strict=True) if p.attrs.get("role") == "tangent"
+    }
+    op.symbol = new.name
+    op.operands = [
+        tangents[p.name] if p.attrs.get("role") == "tangent" else forward[str(p.attrs.get("of", p.name))] for p in new.params
+    ]
 
 
 def _roles(func: Func) -> list[str]:
