@@ -65,6 +65,8 @@ CASES: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("aten.slice.Tensor", [(S, F)], {"dim": 1, "start": 1, "end": 3}, "x[:, 1:3]"),
     ("aten.slice.Tensor", [(S, F)], {"dim": 2, "start": 1, "end": 9223372036854775807, "step": 2}, "x[:, :, 1::2]"),
     ("aten.slice.Tensor", [(S, F)], {"dim": -1, "start": 1}, "aten.slice.Tensor(x, dim=-1, start=1)"),
+    ("aten.split.Tensor", [(S, F)], {"split_size": 2, "dim": -1}, "x.split(2, dim=-1)"),
+    ("aten.split_with_sizes", [(S, F)], {"split_sizes": [1, 3], "dim": 2}, "x.split_with_sizes([1, 3], dim=2)"),
     ("aten.select.int", [(S, F)], {"dim": 1, "index": -1}, "x[:, -1]"),
     ("aten.cat", [[(S, F), (S, F)]], {"dim": 1}, "torch.cat([x, y], dim=1)"),
     ("aten.stack", [[(S, F), (S, F)]], {}, "torch.stack([x, y])"),
@@ -177,7 +179,7 @@ def test_kernels_collectives_and_offsets() -> None:
     assert text(Op("nn.embedding", [x, y], out, {"padding_idx": 1, "offset": offset})) == (
         'nn.embedding(x, y, padding_idx=1, offset=comm.coordinate("b_c") * 4)'
     )
-    assert text(Op("nn.embedding", [x, y], out, {"padding_idx": 1})) == "nn.embedding(x, y, padding_idx=1, whole=True)"
+    assert text(Op("nn.embedding", [x, y], out, {"padding_idx": 1})) == "nn.embedding(x, y, padding_idx=1)"
     assert text(Op("comm.all_reduce", [x], out, {"group": "a_c", "op": "sum"})) == 'comm.all_reduce(x, "a_c")'
     assert (
         text(Op("comm.all_reduce", [x], out, {"axes": ["c", "a"], "op": "max"}))

@@ -81,17 +81,17 @@ def test_unused_results() -> None:
     }""")
     assert code(lines) == [
         "y, _, _ = aten.native_layer_norm(x, [64], None, None, eps=0.1)",
-        "values, where = aten.topk(y, k=64)",
-        "return (values,)",
+        "topk, topk_1 = aten.topk(y, k=64)",
+        "return (topk,)",
     ]  # fmt: skip
 
 
 def test_names_of_the_file_are_not_shadowed() -> None:
     lines = layer("""func @f(%torch: tensor<4xf32>, %comm.x: tensor<4xf32>) -> (tensor<4xf32>) {
-      %print = aten.add.Tensor(%torch, %comm.x) : tensor<4xf32>
-      return %print
+      %class = aten.add.Tensor(%torch, %comm.x) : tensor<4xf32>
+      return %class
     }""")
-    assert code(lines) == ["print_ = torch_1 + comm_x", "return (print_,)"]
+    assert code(lines) == ["class_ = torch_1 + comm_x", "return (class_,)"]
 
 
 def run(source: str) -> dict[str, Any]:

@@ -77,9 +77,9 @@ def compile_command(
     if as_json:
         print(json.dumps(summary(compiled)))
         return
-    console = Console()
-    from .explain import explain
+    from .explain import explain, wide_console
 
+    console = wide_console()
     explain(compiled.bundle, console)
     if timing:
         _print_timing(compiled, console)

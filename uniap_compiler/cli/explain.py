@@ -43,7 +43,13 @@ def explain_command(
     if as_json:
         print(json.dumps(describe(bundle)))
     else:
-        explain(bundle, Console())
+        explain(bundle, wide_console())
+
+
+def wide_console() -> Console:
+    """stdout; a pipe has no width of its own, so tables get one that they fit into."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def describe(bundle: Path) -> dict[str, Any]:
@@ -134,16 +140,21 @@ def _print_facts(plan: dict[str, Any], console: Console) -> None:
 
 def _print_rows(title: str, rows: list[dict[str, Any]], console: Console) -> None:
     """A table whose columns are the fields of its rows."""
-    flat = [{key: value for key, value in row.items() if not isinstance(value, (dict, list))} for row in rows]
+    flat = [{key: _flat(value) for key, value in row.items() if not isinstance(value, dict)} for row in rows]
     columns = list(dict.fromkeys(key for row in flat for key in row))
     if not columns:
         return
     table = Table(title=title, title_justify="left")
     for column in columns:
-        table.add_column(escape(column.replace("_", " ")), justify="left" if column == "name" else "right")
-    for row in rows:
+        text = any(isinstance(row.get(column), str) for row in flat)
+        table.add_column(escape(column.replace("_", " ")), justify="left" if text else "right")
+    for row in flat:
         table.add_row(*(escape(_shown(column, row[column])) if column in row else "" for column in columns))
     console.print(table)
+
+
+def _flat(value: object) -> object:
+    return "\n".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _shown(name: str, value: object) -> str:

@@ -37,7 +37,9 @@ def verify_command(
     if as_json:
         print(json.dumps(as_dict(report)))
     else:
-        show(report, Console())
+        from .explain import wide_console
+
+        show(report, wide_console())
     raise typer.Exit(0 if report.ok else 1)
 
 

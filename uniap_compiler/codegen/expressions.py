@@ -167,8 +167,6 @@ def _writes(schema: Any) -> bool:
 def _kernel(op: Op, name: str, scope: Scope) -> Call:
     attrs = {k: v for k, v in op.attrs.items() if k not in ("rule", "split")}
     operands = [scope.show(o) for o in op.operands]
-    if name == "embedding" and "offset" not in attrs:
-        attrs["whole"] = True  # the table holds every row: no index can miss it
     return Call(f"nn.{name}", operands + [f"{k}={scope.show(v)}" for k, v in attrs.items()])
 
 
@@ -291,6 +289,8 @@ _SPELLED: Mapping[str, Callable[[Bound], Call | str | None]] = {
     "aten.clone": _method("clone"),
     "aten.detach": _method("detach"),
     "aten.contiguous": _method("contiguous"),
+    "aten.split.Tensor": _method("split", "split_size"),
+    "aten.split_with_sizes": _method("split_with_sizes", "split_sizes"),
     "aten.sum": _method("sum"),
     "aten.sum.dim_IntList": _method("sum", "dim"),
     "aten.mean": _method("mean"),

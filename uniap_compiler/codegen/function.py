@@ -73,18 +73,16 @@ def write_segment(
     reserved: frozenset[str], axes: tuple[str, ...],
 ) -> list[str]:
     """A segment of a stage: `def forward(comm, args)`."""
-    return _Writer(func, callees, reserved, axes, {pack: "" for pack in packs}, _segment_wishes(func)).segment(python, doc)
+    writer = _Writer(func, callees, reserved, axes, {pack: "" for pack in packs}, _segment_wishes(func))
+    return writer.segment(python, doc)
 
 
 def _segment_wishes(func: Func) -> dict[str, str]:
     """A gradient that arrives is called d_h, not like the value that it belongs to."""
-    found = wishes(func)
     roles = func.attrs["args"]
     assert isinstance(roles, list)
-    for param, role in zip(func.params, roles, strict=True):
-        if str(role).startswith(("recv_grad:", "grad:")) and not found[param.name].startswith("d_"):
-            found[param.name] = f"d_{found[param.name]}"
-    return found
+    bound = zip(func.params, roles, strict=True)
+    return wishes(func, gradients=[p.name for p, role in bound if str(role).startswith(("recv_grad:", "grad:"))])
 
 
 class _Writer:

@@ -45,10 +45,8 @@ def write_stage(module: Module, stage: int, stages: int, axes: tuple[str, ...]) 
     bodies = {name: module.funcs[name] for name in order}
     packs = find_packs(list(segments.values()), bodies)
     callees = {
-        name: Callee(
-            bodies[name], names.create(name), packs.params.get(name, []), _doc(uses.get(name)), _wishes(module, bodies[name])
-        )
-        for name in order
+        name: Callee(body, names.create(name), packs.params.get(name, []), _doc(uses.get(name)), _wishes(module, body))
+        for name, body in bodies.items()
     }
     blocks = [
         *(write_layer(callee, callees, names.taken(), axes) for callee in callees.values()),
