@@ -78,13 +78,13 @@ def _check_final(module: Module, first: dict[tuple[object, ...], Port]) -> None:
     parameters = {op.symbol: op.attrs.get("layout") for op in module.ops if op.name == "plan.parameter"}
     mesh = module.find("plan.mesh")
     axes = mesh.attrs.get("axes") if mesh is not None else None
+    accumulated = {p.key for p in ports(module) if p.phase == "reduce_gradients" and not p.is_result}
     for port in first.values():
         kind, _, name = port.role.partition(":")
         if kind == "loss":
             _check_loss(port, axes)
         wanted = parameters.get(name)
-        final_key = ("final gradient", name, port.stage)
-        final = kind == "grad" and (port.key == final_key or final_key not in first)
+        final = kind == "grad" and (port.key[0] == "final gradient" or port.key not in accumulated)
         if (kind == "param" or final) and isinstance(wanted, Layout) and port.value.type.layout != wanted:
             raise Diagnostic(
                 f"{port.role} of @{port.func.name} is {port.value.type}, and the parameter lies at {wanted}",
