@@ -127,14 +127,22 @@ class Refinement:
         cuts = (1, *self.points[node], self.sizes[node])
         return [high // low for low, high in zip(cuts, cuts[1:])][::-1]
 
-    def equal(self, starts: Iterable[int]) -> set[int]:
-        """Every node that is tied, directly or not, to one of `starts` as a whole, not as a part of a product."""
+    def equal(self, starts: Iterable[int], groups: Iterable[set[int]] = ()) -> set[int]:
+        """Every node that is tied, directly or not, to one of `starts` as a whole, not as a part of a product.
+
+        The nodes of each of `groups` count as tied to each other.
+        """
+        joined: dict[int, set[int]] = {}
+        for group in groups:
+            for node in group:
+                joined.setdefault(node, set()).update(group)
         found = set(starts)
         stack = list(found)
         while stack:
             node = stack.pop()
-            for other, _, _ in self._links[node]:
-                if other not in found and self.sizes[other] == self.sizes[node]:
+            same = {other for other, _, _ in self._links[node] if self.sizes[other] == self.sizes[node]}
+            for other in same | joined.get(node, set()):
+                if other not in found:
                     found.add(other)
                     stack.append(other)
         return found

@@ -61,10 +61,12 @@ class _Refiner:
         # factors, as long as these do not clash.
         for op in self.ops:
             chosen[op] = self._tie_weakest(op, choices[op])
+        pieces = {op: self._pieces(op, rules[0]) for op, rules in choices.items() if len(rules) > 1}
+        useless = self.nodes.equal(self.kept, pieces.values())
         for claim in (True, False):
             for op in self.ops:
                 if len(choices[op]) > 1 and (packet(op.name) in VIEWS) == claim:
-                    if not claim and self._useless(op, choices[op][0]):
+                    if not pieces[op].isdisjoint(useless):
                         continue
                     for rule in choices[op][:-1]:
                         try:
@@ -95,17 +97,18 @@ class _Refiner:
         self.nodes.tie(ties)
         return rule, factors
 
-    def _useless(self, op: Op, rule: Rule) -> bool:
-        """Cutting a head size into halves (rotary embeddings) helps nobody: attention needs it whole anyway."""
-        if not self.kept:
-            return False
-        touched = {
+    def _pieces(self, op: Op, rule: Rule) -> set[int]:
+        """The dims that a slice or a join cuts or puts together.
+
+        Where one of them is a head size, directly or by way of other slices and joins, cutting it helps nobody:
+        attention needs heads whole.  This keeps rotary embeddings from cutting every head into halves.
+        """
+        return {
             node
             for value, groups in _tensors(op, rule)
             for node, group in zip(self.dims[value], groups)
             if "piece" in group
         }
-        return not touched.isdisjoint(self.nodes.equal(self.kept))
 
     def _refined(self, op: Op, rule: Rule, nodes: dict[str, int]) -> Rule:
         """The rule with every factor cut at its points; the pieces of `h` are called h0, h1, ..."""
