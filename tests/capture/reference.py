@@ -17,7 +17,7 @@ from uniap_compiler.ir import ConstantStore, Module
 from uniap_compiler.passes.manager import Session, run_passes
 from uniap_compiler.passes.pipelines import parse_pipeline
 
-BATCH = 6  # neither of the two batch sizes of the capture
+BATCH = 3  # neither of the two batch sizes of the capture
 
 
 @dataclass

@@ -4,14 +4,14 @@
         recorder.bind(x, value_x)
         y = torch.sigmoid(x) * 2          # %sigmoid = aten.sigmoid(%x);  %mul = aten.mul.Tensor(%sigmoid) {other = 2}
 
-Below autograd means: one op per kernel, composite ops taken apart, forward and backward alike.  Detach and alias do
-not become ops: the result stands for the same value.
+Below autograd means: one op per kernel, composite ops taken apart, forward and backward alike.  Alias does not become
+an op, nor does detach unless `detach` asks for it: the result stands for the same value.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,18 +22,27 @@ from uniap_compiler.ir import Loc, Namer, Op, Value
 
 from .schema import op_name, split_arguments, type_of
 
+_DETACH = torch.ops.aten.detach.default
 _SAME = {
-    torch.ops.aten.detach.default, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh.default,
-    torch.ops.aten.detach_.default,
+    _DETACH, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default,
+    torch.ops.aten.lift_fresh_copy.default,
 }
 
 
 class Recorder(TorchDispatchMode):
-    """ops: what ran so far.  locate: asked for the source location of each new op, given its operands."""
+    """ops: what ran so far.  locate: asked for the source location of each new op, given its operands.
 
-    def __init__(self, namer: Namer, locate: Callable[[list[Value]], Loc | None] = lambda _: None) -> None:
+    rewrite: torch code that runs, recorded, in place of a kernel.  detach: whether detach is an op.
+    """
+
+    def __init__(
+        self, namer: Namer, locate: Callable[[list[Value]], Loc | None] = lambda _: None, *,
+        rewrite: Mapping[OpOverload, Callable[..., Any]] | None = None, detach: bool = False,
+    ) -> None:
         super().__init__()
         self.namer, self.locate = namer, locate
+        self.rewrite = rewrite or {}
+        self._same = _SAME - {_DETACH} if detach else _SAME
         self.ops: list[Op] = []
         self._values: dict[int, Value] = {}
         self._kept: list[torch.Tensor] = []  # ids stay unique only while the tensors live
@@ -54,10 +63,13 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in self.rewrite:
+            with self:
+                return self.rewrite[func](*args, **kwargs)
         result = func(*args, **kwargs)
         if func.namespace not in ("aten", "uniap"):  # prim.device and the like make no tensor
             return result
-        if func in _SAME:
+        if func in self._same:
             if self.knows(args[0]):
                 self.bind(result, self.value_of(args[0]))
             return result

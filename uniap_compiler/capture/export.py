@@ -66,7 +66,11 @@ def loss_of(output: Any) -> Tensor:
 
 
 def export(task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path | None) -> ExportedProgram:
-    """The step's graph at this batch size: functional, composite ops taken apart.  Raises Diagnostic."""
+    """The step's graph at this batch size, composite ops and all; functional.  Raises Diagnostic.
+
+    Making a graph functional costs as much again as exporting it, so that is done only where something is mutated;
+    composite ops are then taken apart in passing, else lower.py does it.
+    """
     tensors = tuple(
         batches.rows(t.to(dtype) if dtype is not None and t.is_floating_point() else t, batch)
         for _, t in (*batches.leaves(task.batch, "batch"), *batches.leaves(task.targets, "targets"))
@@ -78,7 +82,7 @@ def export(task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path
             program = torch.export.export(step, tensors, strict=False)
             _check(program, root)
             _detach_no_grad_regions(program)
-            return program.run_decompositions(table())
+            return program.run_decompositions(table()) if _mutates(program) else program
         except Diagnostic:
             raise
         except Exception as error:
@@ -155,6 +159,21 @@ def _check(program: ExportedProgram, root: Path | None) -> None:
                         else "draw random numbers outside and pass them in the batch")
                 raise Diagnostic(f"random ops are not supported yet: {name}",
                                  loc=user_line(node.meta.get("stack_trace") or "", root), help=help)
+
+
+_HARMLESS = {torch.ops.aten.detach_.default}  # on a constant that forward made
+
+
+def _mutates(program: ExportedProgram) -> bool:
+    for module in program.graph_module.modules():
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            target = node.target
+            if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload) or target in _HARMLESS:
+                continue
+            # torch's schema does not say that these two change their running statistics
+            if target._schema.is_mutable or target._schema.name in ("aten::batch_norm", "aten::instance_norm"):
+                return True
+    return False
 
 
 def _detach_no_grad_regions(program: ExportedProgram) -> None:

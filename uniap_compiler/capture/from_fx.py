@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +16,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from uniap_compiler.bridge.schema import op_name, split_arguments, type_of
-from uniap_compiler.ir import Diagnostic, Func, Loc, Namer, Op, Value
+from uniap_compiler.bridge.schema import type_of
+from uniap_compiler.ir import Diagnostic, Func, Loc, Namer, Value
 
-from .export import MODEL, relative, user_line
+from .export import MODEL, user_line
+from .lower import lower
 
 
 @dataclass
@@ -36,37 +36,33 @@ def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root:
     """inputs: the paths of the batch's tensors, in order."""
     graph = Graph(Func("main"))
     func, namer = graph.func, Namer()
-    env: dict[torch.fx.Node, Any] = {}
+    params: dict[torch.fx.Node, Value] = {}
     tied = _tied(model)
     first: dict[str, Value] = {}
     user_inputs = iter(inputs)
     specs = {s.arg.name: s for s in program.graph_signature.input_specs}
-    missing: dict[str, torch.fx.Node] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            missing[node.name] = node
-        elif node.op == "call_function":
-            _convert(node, env, graph, namer, root)
-        elif node.op == "output":
-            outputs = node.args[0]
-        else:
-            raise Diagnostic(f"torch.export left a node that cannot be compiled: {node.op} {node.target}")
-        if node.op == "placeholder":
-            spec = specs[node.name]
-            value = _param(node, spec, namer, tied, model, user_inputs, first, program, graph)
-            env[node] = value
-            if value not in func.params:
-                func.params.append(value)
+    for node in program.graph.find_nodes(op="placeholder"):
+        spec = specs[node.name]
+        params[node] = _param(node, spec, namer, tied, model, user_inputs, first, program, graph)
+        if params[node] not in func.params:
+            func.params.append(params[node])
+
+    def locate(node: torch.fx.Node) -> Loc | None:
+        path = instance_path(node.meta.get("nn_module_stack") or {}, graph.classes)
+        return user_line(node.meta.get("stack_trace") or "", root, path) or Loc("", 0, path)
+
+    func.ops, outputs = lower(program.graph_module, params, namer, locate)
     func.params.sort(key=lambda p: ["input", "param", "buffer", "constant"].index(str(p.attrs["role"])))
     losses, updates, kinds = [], [], []
-    for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True):
+    for spec, value in zip(program.graph_signature.output_specs, outputs, strict=True):
         if spec.kind == OutputKind.USER_OUTPUT:
-            losses.append(env[node])
+            losses.append(value)
         elif spec.kind == OutputKind.BUFFER_MUTATION:
-            updates.append(env[node])
+            updates.append(value)
             kinds.append(f"buffer:{_strip(str(spec.target))}")
         else:
-            raise Diagnostic(f"the model changes {spec.target} in place, which cannot be compiled ({spec.kind.name.lower()})",
+            what = spec.kind.name.lower()
+            raise Diagnostic(f"the model changes {spec.target} in place, which cannot be compiled ({what})",
                              help="only registered buffers may be changed inside forward")
     order = sorted(range(len(updates)), key=lambda i: kinds[i])
     func.returns = [*losses, *(updates[i] for i in order)]
@@ -118,40 +114,6 @@ def _param(
     raise Diagnostic(f"torch.export made an input of an unknown kind: {spec.kind.name.lower()}")
 
 
-def _convert(node: torch.fx.Node, env: dict[torch.fx.Node, Any], graph: Graph, namer: Namer, root: Path | None) -> None:
-    if node.target is operator.getitem:
-        source, index = node.args
-        env[node] = env[source][index]  # type: ignore[index]
-        return
-    if not isinstance(node.target, torch._ops.OpOverload):
-        raise Diagnostic(f"torch.export left a node that cannot be compiled: {node.target}", loc=_loc(node, root, graph))
-
-    def value_of(n: Any) -> Value:
-        if not isinstance(n, torch.fx.Node):
-            raise Diagnostic(f"a constant tensor is used without being registered: {n}", loc=_loc(node, root, graph))
-        return env[n]
-
-    try:
-        operands, attrs = split_arguments(node.target, node.args, dict(node.kwargs), value_of)
-    except NotImplementedError as error:
-        raise Diagnostic(str(error), loc=_loc(node, root, graph)) from None
-    if not node.target._schema.returns:  # an assertion about a dtype or a size: it held while exporting
-        return
-    produced = node.meta["val"]
-    several = isinstance(produced, (tuple, list))
-    name = op_name(node.target)
-    base = re.sub(r"^_+", "", name.split(".")[1])
-    results = [Value(namer(base), type_of(t)) for t in (produced if several else [produced])]
-    env[node] = results if several else results[0]
-    graph.func.ops.append(Op(name, operands, results, attrs, loc=_loc(node, root, graph)))
-
-
-def _loc(node: torch.fx.Node, root: Path | None, graph: Graph) -> Loc | None:
-    path = instance_path(node.meta.get("nn_module_stack") or {}, graph.classes)
-    loc = user_line(node.meta.get("stack_trace") or "", root, path)
-    return loc or Loc("", 0, path)
-
-
 def instance_path(stack: dict[str, Any], classes: dict[str, str]) -> str:
     """The module path with call numbers: `shared@2.up` is module shared.up in the third call of shared.
 
@@ -178,4 +140,4 @@ def instance_path(stack: dict[str, Any], classes: dict[str, str]) -> str:
     return ".".join(parts)
 
 
-__all__ = ["Graph", "from_fx", "instance_path", "relative"]
+__all__ = ["Graph", "from_fx", "instance_path"]
