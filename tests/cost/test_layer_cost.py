@@ -207,3 +207,11 @@ def test_strategy_text() -> None:
     strategy = Strategy(2, 3, "sequence", "optimizer", "full")
     assert Strategy.parse(str(strategy)) == strategy
     assert dict(strategy.attr().fields)["shard"] == "optimizer"
+
+
+def test_buckets_pay_the_latency_once_per_layer() -> None:
+    mesh = Mesh.of(cluster(), 1, 0)
+    alpha, _ = mesh.alpha_beta("all_reduce", ("a", "b"))
+    _, apart = costs("none")
+    _, bucket = costs("none", bucketed=True)
+    assert apart.step - bucket.step == pytest.approx(alpha)  # two parameters

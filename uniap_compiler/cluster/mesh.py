@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +60,7 @@ class Mesh:
             sizes = prime_factors(size)
         return Mesh(cluster, stage, stage * size, tuple(sizes))
 
-    @property
+    @cached_property
     def axes(self) -> dict[str, int]:
         """name -> size, slowest first."""
         return {axis_name(n): size for n, size in enumerate(self.sizes)}

@@ -13,12 +13,12 @@ unless they are forced across (`across_nodes`).  The rows say what a micro-batch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from uniap_compiler.cluster import Cluster, Mesh
 from uniap_compiler.ir import Diagnostic, Func, Module, Op
-from uniap_compiler.passes.analysis.cost.op_cost import SearchCost
+from uniap_compiler.passes.analysis.cost.op_cost import SearchCost, matrix_operations
 from uniap_compiler.passes.analysis.cost.strategy_cost import Strategy
 
 from .cluster_op import cluster_of, record_cluster
@@ -29,6 +29,12 @@ from .step_graph import StepGraph
 
 if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
+
+_LATENCIES = (1.0, 0.1, 0.01, 0.0)
+"""Parts of the real latency that the search is told, one after the other."""
+
+_ENOUGH = 0.75
+"""A pattern divides the work when a device has at most this part of the layer's matrix operations."""
 
 _REPORTED = 8
 """Local batches that a row of plan.strategy lists, at most."""
@@ -94,13 +100,25 @@ def search_cost(mesh: Mesh, axes: tuple[str, ...], batch: int, dp: int, micro_ba
 
 
 def _search(module: Module, kind: str, sizes: tuple[int, ...], boundary: str, cost: SearchCost) -> tuple[Func, Func]:
+    """The pair of the search.  Where collectives cost so much that nothing is worth splitting, the pattern would be
+    tensor parallelism in name only (with less memory nowhere): then it is what the search finds with less latency."""
     from uniap_compiler.passes.analysis.tensor_parallel.search import search
 
     forward = module.funcs[f"{kind}.forward"]
     backward = module.funcs.get(f"{kind}.backward")
     if backward is None:  # nothing in the layer needs a gradient
         backward = Func(f"{kind}.backward", attrs={"kind": "backward", "of": forward.name, "results": []})
-    return search(forward, backward, sizes, boundary, cost)
+    whole = _work((forward, backward), (), cost.batch)
+    for latency in _LATENCIES:
+        pair = search(forward, backward, sizes, boundary, replace(cost, latency=latency))
+        if _work(pair, sizes, cost.batch) <= _ENOUGH * whole:
+            break
+    return pair
+
+
+def _work(pair: tuple[Func, Func], sizes: tuple[int, ...], batch: int) -> float:
+    axes = {f"t{n}": size for n, size in enumerate(sizes)}
+    return sum(float(matrix_operations(func, axes, batch)) for func in pair)
 
 
 def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) -> None:

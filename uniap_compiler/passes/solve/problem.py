@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from uniap_compiler.cluster import Cluster, Mesh
-from uniap_compiler.ir import Diagnostic
+from uniap_compiler.ir import Diagnostic, Layout
 from uniap_compiler.passes.analysis.cost.layer_cost import DATA, LayerCost
 from uniap_compiler.passes.analysis.cost.op_cost import Vector
 from uniap_compiler.passes.analysis.cost.reshard_cost import on_mesh, reshard_seconds, send_seconds
@@ -148,7 +148,8 @@ class _Builder:
         self.strategies = self._strategies()
         self.known: dict[tuple[str, Strategy, int], tuple[StrategyCost, dict[int, int]]] = {}
         """(type, strategy, stage) -> cost, and the place of each micro-batch count in its vectors"""
-        self.moves: dict[tuple[object, ...], tuple[float, float]] = {}
+        self.batches = np.array([setting.global_batch / c for c in self.counts])
+        self.moves: dict[tuple[object, ...], tuple[Vector, Vector]] = {}
 
     def candidates(self) -> list[Candidate]:
         found = []
@@ -232,17 +233,18 @@ class _Builder:
                 tables["step"][kind][k] = cost.step
                 for name in names[3:]:
                     tables[name][kind][k] = getattr(cost, name)[place[c]]
-        batch = np.array([self.setting.global_batch / c])
-        move, back, pass_on, pass_back = self._edges(classes, batch)
+        n = self.counts.index(c)
+        move, back, pass_on, pass_back = self._edges(classes, n)
         return Candidate(
             D, c, self.meshes, strategies, [classes.index((s.tp, s.boundary)) for s in strategies], classes, allowed,
             tables["forward"], tables["backward"], tables["step"], tables["resident"], tables["in_flight"],
-            tables["workspace"], move, back, pass_on, pass_back, self._skips(classes, batch),
+            tables["workspace"], move, back, pass_on, pass_back, self._skips(classes, n),
         )  # fmt: skip
 
     # Values between layers.
 
-    def _edges(self, classes: list[Class], batch: Vector) -> tuple[dict[str, Vector], ...]:
+    def _edges(self, classes: list[Class], n: int) -> tuple[dict[str, Vector], ...]:
+        """n: the place of the micro-batch count."""
         types, Q, D = self.setting.graph.types, len(classes), self.stages
         move: dict[str, Vector] = {}
         back: dict[str, Vector] = {}
@@ -256,53 +258,55 @@ class _Builder:
             pass_on[pair], pass_back[pair] = np.zeros((max(D - 1, 0), Q, Q)), np.zeros((max(D - 1, 0), Q, Q))
             for crossing in self.setting.graph.between(u):
                 for a, of in enumerate(classes):
+                    sent = np.array([self._send(crossing, of, j)[n] for j in range(D - 1)])
                     for b, to in enumerate(classes):
-                        here, there = self._move(crossing, u + 1, of, to, batch)
+                        here, there = (way[n] for way in self._move(crossing, u + 1, of, to))
                         move[pair][a, b] += here
                         back[pair][a, b] += there
-                        for j in range(D - 1):
-                            sent = self._send(crossing, of, self.meshes[j], batch)
-                            pass_on[pair][j, a, b] += sent + here
-                            pass_back[pair][j, a, b] += sent + there if crossing.gradient else 0.0
+                        pass_on[pair][:, a, b] += sent + here
+                        pass_back[pair][:, a, b] += sent + there if crossing.gradient else 0.0
         return move, back, pass_on, pass_back
 
-    def _layouts(self, kind: str, which: Class) -> tuple[LayerCost, dict[str, tuple[str, ...]]] | None:
+    def _layout(self, kind: str, which: Class, value: int | str) -> Layout | None:
+        """On the mesh: of a returned value (its position) or of a parameter (its name)."""
         pattern = self.setting.patterns.get((kind, *which))
         tensor = self.mesh.tensor_axes(which[0])
         if pattern is None or tensor is None:
             return None
         axes = {DATA: self.mesh.data_axes(which[0])} | {f"t{n}": (axis,) for n, axis in enumerate(tensor)}
-        return pattern.cost, axes
+        cost = pattern.cost
+        return on_mesh(cost.returned[value] if isinstance(value, int) else cost.layouts[value], axes)
 
-    def _move(self, crossing: Crossing, reader: int, of: Class, to: Class, batch: Vector) -> tuple[float, float]:
-        """Seconds of the value, and of its gradient back, on the slowest stage."""
-        key = ("move", crossing.source, crossing.result, reader, of, to, float(batch[0]))
+    def _move(self, crossing: Crossing, reader: int, of: Class, to: Class) -> tuple[Vector, Vector]:
+        """Seconds of the value, and of its gradient back, on the slowest stage, by micro-batch count."""
+        key = ("move", crossing.source, crossing.result, reader, of, to)
         if key not in self.moves:
             layers = self.setting.graph.layers
-            source, goal = self._layouts(layers[crossing.source].kind, of), self._layouts(layers[reader].kind, to)
-            forward = back = 0.0
-            if source is not None and goal is not None:
-                now = on_mesh(source[0].returned[crossing.result], source[1])
-                name = next(name for v, name in crossing.readers if v == reader)
-                then = on_mesh(goal[0].layouts[name], goal[1])
-                type = crossing.value.type
+            name = next(name for v, name in crossing.readers if v == reader)
+            now = self._layout(layers[crossing.source].kind, of, crossing.result)
+            then = self._layout(layers[reader].kind, to, name)
+            forward = back = np.zeros_like(self.batches)
+            if now is not None and then is not None:
                 for stage in set(self.profile_of):
-                    mesh = self.meshes[stage]
-                    forward = max(forward, float(reshard_seconds(type, now, then, mesh, batch)[0]))
+                    mesh, type = self.meshes[stage], crossing.value.type
+                    forward = np.maximum(forward, reshard_seconds(type, now, then, mesh, self.batches))
                     if crossing.gradient:
-                        back = max(back, float(reshard_seconds(type, then, now, mesh, batch)[0]))
+                        back = np.maximum(back, reshard_seconds(type, then, now, mesh, self.batches))
             self.moves[key] = (forward, back)
         return self.moves[key]
 
-    def _send(self, crossing: Crossing, of: Class, mesh: Mesh, batch: Vector) -> float:
-        source = self._layouts(self.setting.graph.layers[crossing.source].kind, of)
-        if source is None:
-            return 0.0
-        return float(
-            send_seconds(crossing.value.type, on_mesh(source[0].returned[crossing.result], source[1]), mesh, batch)[0]
-        )
+    def _send(self, crossing: Crossing, of: Class, boundary: int) -> Vector:
+        """Seconds of sending what a layer made to the next stage, by micro-batch count."""
+        key = ("send", crossing.source, crossing.result, of, boundary)
+        if key not in self.moves:
+            layout = self._layout(self.setting.graph.layers[crossing.source].kind, of, crossing.result)
+            seconds = np.zeros_like(self.batches)
+            if layout is not None:
+                seconds = send_seconds(crossing.value.type, layout, self.meshes[boundary], self.batches)
+            self.moves[key] = (seconds, seconds)
+        return self.moves[key][0]
 
-    def _skips(self, classes: list[Class], batch: Vector) -> list[tuple[Crossing, Vector, float]]:
+    def _skips(self, classes: list[Class], n: int) -> list[tuple[Crossing, Vector, float]]:
         """The format has one transfer per value: the mean over classes, on the slowest boundary."""
         found = []
         for crossing in self.setting.graph.crossings:
@@ -311,11 +315,11 @@ class _Builder:
             table = np.zeros((len(classes), len(classes)))
             for a, of in enumerate(classes):
                 for b, to in enumerate(classes):
-                    table[a, b] = max(sum(self._move(crossing, v, of, to, batch)) for v, _ in crossing.readers)
+                    both = [self._move(crossing, v, of, to) for v, _ in crossing.readers]
+                    table[a, b] = max(float(there[n] + back[n]) for there, back in both)
             ways = 2 if crossing.gradient else 1
-            sent = [
-                max((self._send(crossing, of, mesh, batch) for mesh in self.meshes[:-1]), default=0.0) for of in classes
-            ]
+            boundaries = range(self.stages - 1)
+            sent = [max((float(self._send(crossing, of, j)[n]) for j in boundaries), default=0.0) for of in classes]
             found.append((crossing, table, ways * float(np.mean(sent))))
         return found
 

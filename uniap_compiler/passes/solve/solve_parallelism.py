@@ -6,8 +6,9 @@
     plan.mesh @mesh {axes = #axes<a = 2, b = 2>, stages = 2, world = 8}
     plan.stage @stage_0 {memory = 81264640, ...}      plan.runner_up @runner_up_0 {...}
 
-The solver's best few plans are simulated event by event, and the fastest of them is taken: `objective` is the
-programme's number for it, `simulated` the simulation's.  `status`, `bound` and `gap` are about the objective.
+`status`, `objective`, `bound` and `gap` are about the programme's best plan.  Its best few plans are simulated event by
+event, and the fastest of them is taken: `chosen_objective` is the programme's number for that one, `simulated` the
+simulation's.
 """
 
 from __future__ import annotations
@@ -149,9 +150,10 @@ def _write(module: Module, setting: Setting, answer: Answer, plans: list[Simulat
                 "micro_batches": candidate.micro_batches,
                 "schedule": setting.schedule,
                 "status": answer.status,
-                "objective": best.plan.objective,
+                "objective": answer.plans[0][1].objective,
                 "bound": answer.bound,
                 "gap": answer.gap,
+                "chosen_objective": best.plan.objective,
                 "simulated": best.seconds,
                 "bubble": round(best.bubble, 6),
             },

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniap_compiler.cluster import Cluster, Mesh
-from uniap_compiler.ir import Affine, Dim, Op, TensorType
+from uniap_compiler.ir import Affine, Dim, Func, Op, TensorType
 
 Vector = NDArray[np.float64]
 Size = Union[int, float, Vector]
@@ -123,6 +123,16 @@ def operations(op: Op, operands: Sequence[Dims | None], results: Sequence[Dims],
     return elements * (_ELEMENTARY_OPERATIONS[kind] if name in ELEMENTARY else 1.0)
 
 
+def matrix_operations(func: Func, sizes: Mapping[str, int], batch: Size) -> Size:
+    """Of contractions, attention and convolutions: what tensor parallelism is there to divide."""
+    total: Size = 0.0
+    for op in func.ops:
+        if op.name.startswith(("nn.contract", "nn.attention", "aten.convolution")):
+            operands = [local_dims(v.type, sizes, batch) if v is not None else None for v in op.flat_operands()]
+            total = total + operations(op, operands, [local_dims(v.type, sizes, batch) for v in op.results])
+    return total
+
+
 def uses_flash(op: Op, kind: str) -> bool:
     """Whether the runtime's attention takes a flash kernel: equal head sizes; no mask together with `causal` on a CPU,
     none at all and half precision on a GPU.  Otherwise it makes the scores."""
@@ -193,20 +203,22 @@ class SearchCost:
     """What the tensor-parallel search of one layer asks: seconds of ops and collectives for one local batch.
 
     axes: the mesh axes that stand for t0, t1, ...; gradient_share: what one micro-batch pays of a reduction that
-    happens once per step.
+    happens once per step; latency: what collectives cost beside their bytes, as a part of what they really do.
     """
 
     mesh: Mesh
     axes: tuple[str, ...]
     batch: int
     gradient_share: float
+    latency: float = 1.0
 
     def op_seconds(self, op: Op, operands: Sequence[Dims | None], results: Sequence[Dims]) -> float:
         return float(Roofline(self.mesh.cluster).op_seconds(op, operands, results))
 
     def collective_seconds(self, kind: str, axes: Sequence[int], size: float) -> float:
         """size: of the whole tensor, as in `Mesh.seconds`."""
-        return float(self.mesh.seconds(kind, tuple(self.axes[n] for n in axes), size))
+        alpha, beta = self.mesh.alpha_beta(kind, tuple(self.axes[n] for n in axes))
+        return self.latency * alpha + beta * size
 
     @property
     def devices(self) -> int:

@@ -26,6 +26,9 @@ SHARDS = ("none", "optimizer", "gradients", "parameters")
 RECOMPUTES = ("none", "selective", "full")
 BOUNDARIES = ("replicated", "sequence")
 
+BUCKETED = False
+"""What the lowering does: one collective per parameter."""
+
 
 @dataclass(frozen=True, order=True)
 class Strategy:
@@ -96,10 +99,12 @@ def strategy_cost(
     copies: frozenset[str] = frozenset(),
     free: frozenset[str] = frozenset(),
     prefetch: bool = True,
+    bucketed: bool = BUCKETED,
 ) -> StrategyCost:
     """copies: tied parameters whose home is another layer; free: those that lie in the home's own memory.
 
     prefetch: the emitted code gathers a layer's parameters while the one before computes (pass prefetch-parameters).
+    bucketed: a layer's collectives on parameters over the same axes are one message, else one per parameter.
     """
     counts = np.asarray(list(micro_batches), dtype=np.int64)
     local = global_batch // counts // strategy.dp
@@ -120,7 +125,7 @@ def strategy_cost(
         backward = backward + layer.recompute_seconds + layer.communication_seconds("recompute", mesh, axes)
     forward, backward = forward[at], backward[at]
 
-    state = _Shards(layer.parameters, strategy, mesh, axes, optimizer, copies, free)
+    state = _Shards(layer.parameters, strategy, mesh, axes, optimizer, copies, free, bucketed)
     kappa = cluster.overlap if prefetch else 1.0
     forward = overlapped(forward, np.full_like(forward, state.gather_forward), kappa)
     backward = overlapped(backward, np.full_like(backward, state.gather_backward), kappa) + state.scatter
@@ -156,54 +161,67 @@ class _Shards:
         optimizer: Optimizer,
         copies: frozenset[str],
         free: frozenset[str],
+        bucketed: bool,
     ) -> None:
         cluster = mesh.cluster
-
-        def price(kind: str, over: tuple[str, ...], size: float) -> float:
-            alpha, beta = mesh.alpha_beta(kind, over)
-            return alpha + beta * size
-
         self.kept = self.gradients = self.gathered = self.unscattered = self.step_workspace = 0.0
-        self.gather_forward = self.gather_backward = self.scatter = self.accumulate = self.step = 0.0
+        self.accumulate = self.step = 0.0
+        gathers, again, scatters, once = (_Calls(mesh, bucketed) for _ in range(4))
         data, dp = axes[DATA], strategy.dp
         for p in parameters:
+            size = p.bytes
             split = strategy.shard != "none" and p.splits(dp)
             always = split and strategy.shard == "parameters"
             scattered = split and strategy.shard in ("gradients", "parameters")
-            home = p.bytes / dp if split else p.bytes
-            gather = price("all_gather", data, p.bytes) if split else 0.0
+            home = size / dp if split else size
             if always:
-                self.gather_forward += gather
-                self.gather_backward += gather if p.in_backward or strategy.recompute == "full" else 0.0
-                self.gathered += p.bytes
+                gathers.add("all_gather", data, size)
+                if p.in_backward or strategy.recompute == "full":
+                    again.add("all_gather", data, size)
+                self.gathered += size
             if p.name not in free:
-                self.kept += home if always else p.bytes
+                self.kept += home if always else size
             if p.gradient is None:
                 continue
             pending = tuple(a for name in p.gradient for a in axes[name])
-            accumulator = p.bytes / dp if scattered else p.bytes
+            accumulator = home if scattered else size
             self.accumulate += _pointwise(cluster, 3 * accumulator)
             if scattered:
-                self.scatter += price("reduce_scatter", data, p.bytes)
-                self.unscattered += p.bytes
+                scatters.add("reduce_scatter", data, size)
+                self.unscattered += size
             if p.name in free:
                 continue
             self.gradients += accumulator
-            self.step_workspace = max(self.step_workspace, 2 * p.bytes)
+            self.step_workspace = max(self.step_workspace, 2 * size)
             if p.name in copies:  # the gradient goes to the home, the new value comes back
                 self.step += 2 * float(mesh.send_seconds(home))
                 continue
-            if split:
-                if not scattered:
-                    self.step += price("reduce_scatter", data, p.bytes)
-                self.step += price("all_reduce", pending, home)
-            else:
-                self.step += price("all_reduce", (*pending, *data), p.bytes)
+            if split and not scattered:
+                once.add("reduce_scatter", data, size)
+            once.add("all_reduce", pending if split else (*pending, *data), home)
             if split and not always:
-                self.step += gather
+                once.add("all_gather", data, size)
                 self.kept += home  # the optimizer works on a shard of its own
             self.kept += optimizer.states * home
             self.step += _pointwise(cluster, optimizer.passes * home, optimizer.launches)
+        self.gather_forward, self.gather_backward, self.scatter = gathers.seconds, again.seconds, scatters.seconds
+        self.step += once.seconds
+
+
+class _Calls:
+    """Collectives on parameters; bucketed: those of a layer over the same axes are one message."""
+
+    def __init__(self, mesh: Mesh, bucketed: bool) -> None:
+        self.mesh, self.bucketed = mesh, bucketed
+        self.seen: set[tuple[str, tuple[str, ...]]] = set()
+        self.seconds = 0.0
+
+    def add(self, kind: str, over: tuple[str, ...], size: float) -> None:
+        alpha, beta = self.mesh.alpha_beta(kind, over)
+        if not (self.bucketed and (kind, over) in self.seen):
+            self.seconds += alpha
+        self.seen.add((kind, over))
+        self.seconds += beta * size
 
 
 def _pointwise(cluster: Cluster, moved: float, launches: int = 1) -> float:
