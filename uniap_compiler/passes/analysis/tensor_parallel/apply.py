@@ -128,7 +128,7 @@ class _Emitter:
     def _param(self, tensor: Tensor, phase: int) -> Value:
         state = self._root(tensor)
         view = self.graph.views[tensor.value]
-        param = Value(tensor.name, tensor.value.type.with_layout(view.layout(state)), dict(tensor.value.attrs))
+        param = Value(tensor.name, tensor.value.type.with_layout(view.layout(state, self.mesh)), dict(tensor.value.attrs))
         self.params[phase][tensor] = self.tensors[tensor, phase, state] = param
         self.used[phase].add(param.name)
         return param
@@ -150,7 +150,7 @@ class _Emitter:
         op.replace_operands(read)
         op.attrs["split"] = _split(step.choices[k])
         for tensor, states in step.makes:
-            layout = self.graph.views[tensor.value].layout(states[k])
+            layout = self.graph.views[tensor.value].layout(states[k], self.mesh)
             result = Value(self._name(tensor.name, step.phase), tensor.value.type.with_layout(layout))
             self.tensors[tensor, step.phase, states[k]] = result
             op.results.append(result)
@@ -170,7 +170,7 @@ class _Emitter:
             names = [f for group in rule.results[0] for f in group]  # type: ignore[union-attr]
             op.attrs["split"] = _split(tuple(names[s] if isinstance(s, int) else None for s in view.outward(state)))
             origin = view.op.results[0]
-            op.results.append(Value(self._name(origin.name, phase), origin.type.with_layout(view.layout(state))))
+            op.results.append(Value(self._name(origin.name, phase), origin.type.with_layout(view.layout(state, self.mesh))))
             self.ops[phase].append(op)
             self.views[key] = op.results[0]
         return self.views[key]
@@ -203,7 +203,7 @@ class _Emitter:
             attrs |= _place(view, before, move.split, self.mesh, "")
         elif move.joined is not None:
             attrs |= _place(view, after, move.joined, self.mesh, "")
-        result = Value(self._name(f"{tensor.name}.{SUFFIX[move.kind]}", phase), value.type.with_layout(view.layout(after)))
+        result = Value(self._name(f"{tensor.name}.{SUFFIX[move.kind]}", phase), value.type.with_layout(view.layout(after, self.mesh)))
         loc = next((op.loc for op in self.ops[phase] if value in op.results), None)
         self.ops[phase].append(Op(f"comm.{move.kind}", [value], [result], attrs, None, loc))
         return result

@@ -78,15 +78,23 @@ class View:
         """The tensor's layout as one of the value."""
         return tuple(self.atoms.index(s) if isinstance(s, int) else s for s in state)
 
-    def layout(self, state: State) -> Layout:
+    def layout(self, state: State, mesh: tuple[int, ...]) -> Layout:
         """The value's Layout when the tensor is in `state`: `(0, 0)` on dims ((0, 1), (2,)) is `@[t0*t1, _]`."""
         outer, sizes = self.outward(state), self.sizes
-        dims = tuple(
-            tuple(Part(tuple(f"t{i}" for i, s in enumerate(outer) if s == atom), sizes[atom]) for atom in group)
-            for group in self.dims
-        )
+        dims = []
+        for group in self.dims:
+            parts: list[Part] = []
+            for atom in group:
+                axes = tuple(f"t{i}" for i, s in enumerate(outer) if s == atom)
+                last = parts[-1] if parts else None
+                if last is not None and last.axes and axes and last.axes < axes and _used_up(last, mesh):
+                    # Nothing is left of the major factor on a device, so the split goes on contiguously.
+                    parts[-1] = Part(last.axes + axes, _times(last.size, sizes[atom]))
+                else:
+                    parts.append(Part(axes, sizes[atom]))
+            dims.append(tuple(parts))
         pending = tuple((s, f"t{i}") for i, s in enumerate(outer) if isinstance(s, str) and s != WHOLE)
-        return Layout(dims, pending).canonical()
+        return Layout(tuple(dims), pending).canonical()
 
     def local_shape(self, value: Value, state: State, mesh: tuple[int, ...], batch: int) -> tuple[int, ...]:
         outer = self.outward(state)
@@ -130,6 +138,15 @@ class Graph:
     steps: list[Step]
     sinks: list[Sink]
     views: dict[Value, View]
+
+
+def _used_up(part: Part, mesh: tuple[int, ...]) -> bool:
+    return part.size == prod(mesh[int(axis[1:])] for axis in part.axes)
+
+
+def _times(a: Dim | None, b: Dim) -> Dim:
+    assert isinstance(a, int)
+    return b * a
 
 
 def boundary_state(tensor_dims: tuple[tuple[int, ...], ...], sizes: tuple[Dim, ...], shape: tuple[Dim, ...],

@@ -153,11 +153,11 @@ def _gradient_states(problem: Problem, sink: Sink, param: Tensor) -> dict[State,
     """
     result = {}
     for rest in problem.rests[param]:
-        wanted = problem.graph.views[param.value].layout(rest)
+        wanted = problem.graph.views[param.value].layout(rest, problem.graph.mesh)
         row = []
         for state in problem.states[sink.view.tensor]:
             complete = tuple(WHOLE if s == SUM else s for s in state)
-            if MAX not in complete and sink.view.layout(complete) == wanted:
+            if MAX not in complete and sink.view.layout(complete, problem.graph.mesh) == wanted:
                 row.append((state, problem.prices.pending_gradient(sink.view.tensor, state)))
         result[rest] = row
     return result
