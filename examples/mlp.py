@@ -1,6 +1,6 @@
 """Residual blocks of Linear, LayerNorm and GELU that learn to classify points by a fixed random network.
 
-    uniap compile examples/mlp.py:task --cluster laptop --global-batch 32 --out build/mlp
+uniap compile examples/mlp.py:task --cluster laptop --global-batch 32 --out build/mlp
 """
 
 from collections.abc import Iterator

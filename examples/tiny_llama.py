@@ -6,14 +6,18 @@ RMSNorm, rotary positions, grouped-query attention (8 heads, 4 key/value heads),
 parameters.  Nothing in here knows about parallel training.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uniap_compiler import TrainingTask
+if TYPE_CHECKING:
+    from uniap_compiler import TrainingTask
 
 
 @dataclass
@@ -122,7 +126,9 @@ def text() -> Tensor:
     return torch.tensor(list("\n\n".join(topics.topics[k] for k in sorted(topics.topics)).encode()), dtype=torch.uint8)
 
 
-def batches(batch_size: int, sequence: int = Config.sequence, seed: int = 0) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def batches(
+    batch_size: int = 8, sequence: int = Config.sequence, seed: int = 0
+) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """(batch, targets) without end: random windows of the text, the targets one byte further on."""
     data = text()
     generator = torch.Generator().manual_seed(seed)
@@ -133,6 +139,8 @@ def batches(batch_size: int, sequence: int = Config.sequence, seed: int = 0) -> 
 
 
 def task() -> TrainingTask:
+    from uniap_compiler import TrainingTask  # here, so that a cluster without the compiler can take `batches` from this file
+
     torch.manual_seed(0)
     batch, targets = next(batches(8))
     return TrainingTask(TinyLlama(Config()), batch, loss=loss, targets=targets)

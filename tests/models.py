@@ -1,6 +1,6 @@
 """Small models that are awkward in one way each, as tasks.  Every task is deterministic and takes any batch size.
 
-    TASKS["albert"]() -> TrainingTask
+TASKS["albert"]() -> TrainingTask
 """
 
 from __future__ import annotations
@@ -32,8 +32,16 @@ class Mixer(nn.Module):
             return nn.Sequential(nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n))
 
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"norm1": nn.LayerNorm(width), "tokens": mlp(patches), "norm2": nn.LayerNorm(width),
-                           "channels": mlp(width)}) for _ in range(blocks))
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(width),
+                    "tokens": mlp(patches),
+                    "norm2": nn.LayerNorm(width),
+                    "channels": mlp(width),
+                }
+            )
+            for _ in range(blocks)
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 5)
 
@@ -51,10 +59,12 @@ class ConvNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
-                                  nn.MaxPool2d(2))
-        self.middle = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=2, bias=False),
-                                    nn.GroupNorm(4, 16), nn.SiLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2)
+        )
+        self.middle = nn.Sequential(
+            nn.Conv2d(8, 16, 3, stride=2, padding=1, groups=2, bias=False), nn.GroupNorm(4, 16), nn.SiLU()
+        )
         self.pool = nn.AvgPool2d(2)
         self.norm = nn.BatchNorm1d(16, affine=False)
         self.head = nn.Linear(16, 5)
@@ -308,9 +318,13 @@ _MAKERS: dict[str, Callable[[], TrainingTask]] = {
     "unused": lambda: _classify(Unused(), torch.randn(ROWS, 8)),
     "nested": lambda: TrainingTask(
         Nested(),
-        {"features": {"left": torch.randn(ROWS, 5, 8), "right": (torch.randn(ROWS, 2), torch.randn(ROWS, 5, 8))},
-         "mask": torch.rand(ROWS, 5)},
-        _nested_loss, (torch.randn(ROWS, 5, 3), {"weight": torch.rand(ROWS)})),
+        {
+            "features": {"left": torch.randn(ROWS, 5, 8), "right": (torch.randn(ROWS, 2), torch.randn(ROWS, 5, 8))},
+            "mask": torch.rand(ROWS, 5),
+        },
+        _nested_loss,
+        (torch.randn(ROWS, 5, 3), {"weight": torch.rand(ROWS)}),
+    ),
     "encoder": lambda: _classify(Encoder(), _tokens(6)),
     "decoder": lambda: TrainingTask(Decoder(), (_tokens(5), _tokens(6)), _token_loss, _tokens(6)),
     "einsum": lambda: _classify(Einsum(), torch.randn(ROWS, 6, 8)),

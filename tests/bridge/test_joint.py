@@ -12,7 +12,9 @@ from uniap_compiler.ir import Func, Module, Op, Value, parse_module
 
 
 def func(text: str) -> Func:
-    return next(iter(parse_module("// uniap-ir 1\nmodule @m attributes {level = layered} {\n" + text + "\n}").funcs.values()))
+    return next(
+        iter(parse_module("// uniap-ir 1\nmodule @m attributes {level = layered} {\n" + text + "\n}").funcs.values())
+    )
 
 
 LAYER = """
@@ -53,8 +55,14 @@ def test_values() -> None:
     layer = func(LAYER)
     forward, backward = differentiate(layer)
     assert backward is not None
-    inputs = [torch.randn([3 if not isinstance(d, int) else d for d in p.type.shape], dtype=torch.float64,
-                          requires_grad=p.attrs.get("grad") is True) for p in layer.params]
+    inputs = [
+        torch.randn(
+            [3 if not isinstance(d, int) else d for d in p.type.shape],
+            dtype=torch.float64,
+            requires_grad=p.attrs.get("grad") is True,
+        )
+        for p in layer.params
+    ]
     y = run(layer, inputs, batch=3)[0]
     tangent = torch.randn(3, 6, 8, dtype=torch.float64)
     assert y is not None
@@ -73,46 +81,54 @@ def test_values() -> None:
 
 
 def test_a_part_of_something_saved_is_not_saved_again() -> None:
-    forward, backward = differentiate(func("""
+    forward, backward = differentiate(
+        func("""
 func @f(%x: tensor<Bx8xf64> {role = "activation", grad = true}) -> (tensor<Bx4xf64>) attributes {kind = "layer"} {
   %e = aten.exp(%x) : tensor<Bx8xf64>
   %a, %b = aten.split.Tensor(%e) {split_size = 4, dim = 1} : tensor<Bx4xf64>, tensor<Bx4xf64>
   %y = aten.mul.Tensor(%a, %b) : tensor<Bx4xf64>
   return %y
-}"""))
+}""")
+    )
     assert backward is not None
     assert [v.name for v in forward.returns[1:] if v is not None] == ["e"]
     assert "aten.split.Tensor" in [op.name for op in backward.ops]
 
 
 def test_a_part_alone_is_saved_alone() -> None:
-    forward, backward = differentiate(func("""
+    forward, backward = differentiate(
+        func("""
 func @f(%x: tensor<Bx8xf64> {role = "activation", grad = true}) -> (tensor<Bx4xf64>) attributes {kind = "layer"} {
   %e = aten.neg(%x) : tensor<Bx8xf64>
   %a = aten.slice.Tensor(%e) {dim = 1, end = 4} : tensor<Bx4xf64>
   %y = aten.sin(%a) : tensor<Bx4xf64>
   return %y
-}"""))
+}""")
+    )
     assert backward is not None
     assert [v.name for v in forward.returns[1:] if v is not None] == ["a"]
 
 
 def test_nothing_to_differentiate() -> None:
-    forward, backward = differentiate(func("""
+    forward, backward = differentiate(
+        func("""
 func @f(%x: tensor<Bx8xf64> {role = "activation", grad = false}) -> (tensor<Bx8xf64>) attributes {kind = "layer"} {
   %y = aten.sin(%x) : tensor<Bx8xf64>
   return %y
-}"""))
+}""")
+    )
     assert backward is None and len(forward.returns) == 1
 
 
 def test_composite_ops_are_taken_apart_once() -> None:
     """An op that torch itself takes apart (aten.silu is a kernel, aten.softmax.int is not) becomes its kernels."""
-    forward, backward = differentiate(func("""
+    forward, backward = differentiate(
+        func("""
 func @f(%x: tensor<Bx8xf64> {role = "activation", grad = true}) -> (tensor<Bx8xf64>) attributes {kind = "layer"} {
   %y = aten.softmax.int(%x) {dim = -1} : tensor<Bx8xf64>
   return %y
-}"""))
+}""")
+    )
     assert [op.name for op in forward.ops] == ["aten._softmax"]
     assert backward is not None and [op.name for op in backward.ops] == ["aten._softmax_backward_data"]
 

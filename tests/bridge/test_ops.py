@@ -31,24 +31,33 @@ def check(function: Any, reference: Any, leaves: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("equation, plain, left, right", [
-    ("b s k, n k -> b s n", "bsk,nk->bsn", (2, 3, 4), (5, 4)),
-    ("b h m k, b h k n -> b h m n", "bhmk,bhkn->bhmn", (2, 3, 4, 5), (2, 3, 5, 6)),
-    ("s d, d -> s", "sd,d->s", (3, 4), (4,)),
-    ("k, k ->", "k,k->", (4,), (4,)),
-    ("batch long, other long -> other batch", "ab,cb->ca", (2, 3), (4, 3)),
-    ("a, b -> a b", "a,b->ab", (2,), (3,)),
-])
+@pytest.mark.parametrize(
+    "equation, plain, left, right",
+    [
+        ("b s k, n k -> b s n", "bsk,nk->bsn", (2, 3, 4), (5, 4)),
+        ("b h m k, b h k n -> b h m n", "bhmk,bhkn->bhmn", (2, 3, 4, 5), (2, 3, 5, 6)),
+        ("s d, d -> s", "sd,d->s", (3, 4), (4,)),
+        ("k, k ->", "k,k->", (4,), (4,)),
+        ("batch long, other long -> other batch", "ab,cb->ca", (2, 3), (4, 3)),
+        ("a, b -> a b", "a,b->ab", (2,), (3,)),
+    ],
+)
 def test_contract(equation: str, plain: str, left: tuple[int, ...], right: tuple[int, ...]) -> None:
-    check(lambda a, b: uniap.contract(a, b, equation), lambda a, b: torch.einsum(plain, a, b), [leaf(*left), leaf(*right)])
+    check(
+        lambda a, b: uniap.contract(a, b, equation), lambda a, b: torch.einsum(plain, a, b), [leaf(*left), leaf(*right)]
+    )
 
 
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("kind", ["none", "causal", "bool", "additive", "trained", "mask per head"])
 def test_attention(heads: int, kv_heads: int, kind: str) -> None:
     q, k, v = leaf(2, heads, 5, 8), leaf(2, kv_heads, 5, 8), leaf(2, kv_heads, 5, 3)
-    mask = {"bool": torch.rand(2, 1, 1, 5) > 0.3, "additive": torch.randn(5, 5, dtype=torch.float64),
-            "trained": leaf(1, heads, 5, 5), "mask per head": torch.randn(2, heads, 5, 5, dtype=torch.float64)}.get(kind)
+    mask = {
+        "bool": torch.rand(2, 1, 1, 5) > 0.3,
+        "additive": torch.randn(5, 5, dtype=torch.float64),
+        "trained": leaf(1, heads, 5, 5),
+        "mask per head": torch.randn(2, heads, 5, 5, dtype=torch.float64),
+    }.get(kind)
     if mask is not None and mask.dtype == torch.bool:
         mask[..., 0] = True
     causal = kind == "causal"
@@ -115,7 +124,9 @@ def test_embedding() -> None:
 
 CALLS = {
     "contract": (lambda: (leaf(2, 3), leaf(4, 3), "b k, n k -> n b")),
-    "attention": (lambda: (leaf(2, 4, 5, 8), leaf(2, 2, 6, 8), leaf(2, 2, 6, 3), torch.randn(5, 6).double(), False, 0.3)),
+    "attention": (
+        lambda: (leaf(2, 4, 5, 8), leaf(2, 2, 6, 8), leaf(2, 2, 6, 3), torch.randn(5, 6).double(), False, 0.3)
+    ),
     "sum_exp": (lambda: (leaf(2, 3), leaf(2))),
     "pick": (lambda: (leaf(2, 3), torch.tensor([0, 2]), -100)),
     "pick_backward": (lambda: (leaf(2), torch.tensor([0, 2]), 3, -100)),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from uniap_compiler.bridge.schema import find_overload, join_arguments, op_name, split_arguments, type_of
-from uniap_compiler.ir import Affine, Atom, Value
+from uniap_compiler.ir import Affine, Value
 
 aten = torch.ops.aten
 X, Y = torch.randn(4, 3), torch.randn(4, 3)
@@ -21,14 +21,38 @@ CASES: list[tuple[Any, tuple[Any, ...], dict[str, Any], str, int, dict[str, Any]
     (aten.sum.dim_IntList, (X, [1], True), {}, "aten.sum.dim_IntList", 1, {"dim": [1], "keepdim": True}),
     (aten.relu.default, (X,), {}, "aten.relu", 1, {}),
     (aten.cat.default, ([X, Y], -1), {}, "aten.cat", 1, {"dim": -1}),
-    (aten.native_layer_norm.default, (X, [3], None, None, 1e-5), {}, "aten.native_layer_norm", 3,
-     {"normalized_shape": [3], "eps": 1e-5}),
-    (aten._to_copy.default, (X,), {"dtype": torch.float64, "device": torch.device("cpu")}, "aten._to_copy", 1,
-     {"dtype": "f64"}),
-    (aten.clone.default, (X,), {"memory_format": torch.contiguous_format}, "aten.clone", 1,
-     {"memory_format": "contiguous_format"}),
-    (aten.full.default, ([2, 3], float("inf")), {"dtype": torch.float32, "pin_memory": False}, "aten.full", 0,
-     {"size": [2, 3], "fill_value": float("inf"), "dtype": "f32"}),
+    (
+        aten.native_layer_norm.default,
+        (X, [3], None, None, 1e-5),
+        {},
+        "aten.native_layer_norm",
+        3,
+        {"normalized_shape": [3], "eps": 1e-5},
+    ),
+    (
+        aten._to_copy.default,
+        (X,),
+        {"dtype": torch.float64, "device": torch.device("cpu")},
+        "aten._to_copy",
+        1,
+        {"dtype": "f64"},
+    ),
+    (
+        aten.clone.default,
+        (X,),
+        {"memory_format": torch.contiguous_format},
+        "aten.clone",
+        1,
+        {"memory_format": "contiguous_format"},
+    ),
+    (
+        aten.full.default,
+        ([2, 3], float("inf")),
+        {"dtype": torch.float32, "pin_memory": False},
+        "aten.full",
+        0,
+        {"size": [2, 3], "fill_value": float("inf"), "dtype": "f32"},
+    ),
     (aten.index.Tensor, (X, [None, torch.tensor([0, 2])]), {}, "aten.index.Tensor", 2, {}),
 ]
 
@@ -76,6 +100,8 @@ def test_mistakes() -> None:
 
 def test_the_mask_of_attention_decides_the_overload() -> None:
     one, _, _ = join_arguments("nn.attention_backward", [X] * 7, {"causal": False, "scale": 1.0}, None)
-    two, _, _ = join_arguments("nn.attention_backward", [X] * 7, {"causal": False, "scale": 1.0, "mask_grad": True}, None)
+    two, _, _ = join_arguments(
+        "nn.attention_backward", [X] * 7, {"causal": False, "scale": 1.0, "mask_grad": True}, None
+    )
     assert (len(one._schema.returns), len(two._schema.returns)) == (3, 4)
     assert op_name(one) == op_name(two) == "nn.attention_backward"

@@ -43,14 +43,19 @@ def eager(task: TrainingTask, batch: int = BATCH) -> Result:
     task.model.zero_grad()
     loss = Step(task)(*inputs_of(task, batch).values())
     loss.backward()
-    result = Result(loss.detach(), {n: p.grad for n, p in task.model.named_parameters()},
-                    {n: b.clone() for n, b in task.model.named_buffers()})
+    result = Result(
+        loss.detach(),
+        {n: p.grad for n, p in task.model.named_parameters()},
+        {n: b.clone() for n, b in task.model.named_buffers()},
+    )
     for n, b in task.model.named_buffers():
         b.copy_(before[n])
     return result
 
 
-def arguments(module: Module, func: str, task: TrainingTask, constants: ConstantStore, batch: int = BATCH) -> list[Tensor]:
+def arguments(
+    module: Module, func: str, task: TrainingTask, constants: ConstantStore, batch: int = BATCH
+) -> list[Tensor]:
     inputs = inputs_of(task, batch)
     state = {**dict(task.model.named_parameters()), **dict(task.model.named_buffers())}
     values = []

@@ -23,14 +23,32 @@ def layers(module: Module) -> list[tuple[str, str]]:
 EXPECTED = {
     "mlp": [("embed", "embed"), *((f"blocks.{i}", "block") for i in range(6)), ("head", "head")],
     "tiny_llama": [("embed", "embed"), *((f"layers.{i}", "block") for i in range(6)), ("head", "head")],
-    "albert": [("embed", "embed"), ("layer", "layer"), ("layer@1", "layer"), ("layer@2", "layer"),
-               ("layer@3", "layer"), ("head", "head")],
+    "albert": [
+        ("embed", "embed"),
+        ("layer", "layer"),
+        ("layer@1", "layer"),
+        ("layer@2", "layer"),
+        ("layer@3", "layer"),
+        ("head", "head"),
+    ],
     "mixer": [("embed", "embed"), *((f"blocks.{i}", "blocks") for i in range(3)), ("head", "head")],
     "tied": [("embed", "embed"), ("blocks.0", "residual"), ("blocks.1", "residual"), ("head", "head")],
-    "encoder": [("embed", "embed"), ("encoder.layers.0", "transformer_encoder_layer"),
-                ("encoder.layers.1", "transformer_encoder_layer"), ("pooler", "pooler"), ("head", "head")],
-    "decoder": [("embed", "embed"), ("encoder.0", "residual"), ("encoder.1", "residual"), ("embed@1", "embed_1"),
-                ("layers.0", "layer"), ("layers.1", "layer"), ("head", "head")],
+    "encoder": [
+        ("embed", "embed"),
+        ("encoder.layers.0", "transformer_encoder_layer"),
+        ("encoder.layers.1", "transformer_encoder_layer"),
+        ("pooler", "pooler"),
+        ("head", "head"),
+    ],
+    "decoder": [
+        ("embed", "embed"),
+        ("encoder.0", "residual"),
+        ("encoder.1", "residual"),
+        ("embed@1", "embed_1"),
+        ("layers.0", "layer"),
+        ("layers.1", "layer"),
+        ("head", "head"),
+    ],
 }
 
 
@@ -54,7 +72,8 @@ def test_calls_are_in_order_and_complete(name: str) -> None:
         known.update(op.results)
     assert main.ops[-1].results[0] is main.returns[0]
     assert {str(p.attrs["path"]) for p in main.params if p.attrs["role"] == "param"} == {
-        n for n, _ in task.model.named_parameters()}
+        n for n, _ in task.model.named_parameters()
+    }
 
 
 class Stack(nn.Module):
@@ -116,5 +135,10 @@ def test_batch_norm_statistics_stay_in_their_layer() -> None:
     kinds = [k for f in module.funcs.values() if f.attrs.get("kind") == "layer" for k in f.attrs["results"]]  # type: ignore[union-attr]
     assert {"buffer:running_mean", "buffer:running_var", "buffer:num_batches_tracked"} <= set(kinds)
     assert module.funcs["main"].attrs["results"] == [
-        "loss", *(f"buffer:{n}.{b}" for n in ("norm", "stem.1")
-                  for b in ("num_batches_tracked", "running_mean", "running_var"))]
+        "loss",
+        *(
+            f"buffer:{n}.{b}"
+            for n in ("norm", "stem.1")
+            for b in ("num_batches_tracked", "running_mean", "running_var")
+        ),
+    ]

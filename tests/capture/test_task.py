@@ -55,7 +55,9 @@ def test_specs(tmp_path: Path) -> None:
     path = write(tmp_path)
     assert isinstance(load_task(f"{path}:task"), TrainingTask)
     assert "there is no file" in message(f"{tmp_path}/other.py:task")
-    assert "has no factory 'tusk'" in message(f"{path}:tusk") and "it defines task, wrong, fails" in message(f"{path}:tusk")
+    assert "has no factory 'tusk'" in message(f"{path}:tusk") and "it defines task, wrong, fails" in message(
+        f"{path}:tusk"
+    )
     assert "returned a Net, not a TrainingTask" in message(f"{path}:wrong")
     assert "is an int, not a function" in message(f"{path}:number")
     text = message(f"{path}:fails")
@@ -73,15 +75,18 @@ def test_broken_files(tmp_path: Path) -> None:
     assert "cannot be imported: ModuleNotFoundError" in text and "broken.py:2" in text
 
 
-@pytest.mark.parametrize("body, words", [
-    ("x = x if x.sum() > 0 else -x", ["torch.export cannot capture the model", "torch.where", "net.py:12"]),
-    ("x = x * float(x.mean().item())", ["torch.export cannot capture the model"]),
-    ("x = x if x.shape[0] > 6 else torch.tanh(x)", ["something else at another batch size"]),
-    ("x = nn.functional.dropout(x, 0.1)", ["random ops are not supported yet: dropout", "net.py:12"]),
-    ("x = x + torch.rand(4)", ["random ops are not supported yet: rand"]),
-    ("x = x.view(x.shape[0] * 2, 2).view(-1, 4)[: x.shape[0] ** 2 // 7]", ["neither constant nor a multiple"]),
-    ("x = x @ torch.zeros(4, 3)", ["cannot capture the model", "net.py"]),
-])
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ("x = x if x.sum() > 0 else -x", ["torch.export cannot capture the model", "torch.where", "net.py:12"]),
+        ("x = x * float(x.mean().item())", ["torch.export cannot capture the model"]),
+        ("x = x if x.shape[0] > 6 else torch.tanh(x)", ["something else at another batch size"]),
+        ("x = nn.functional.dropout(x, 0.1)", ["random ops are not supported yet: dropout", "net.py:12"]),
+        ("x = x + torch.rand(4)", ["random ops are not supported yet: rand"]),
+        ("x = x.view(x.shape[0] * 2, 2).view(-1, 4)[: x.shape[0] ** 2 // 7]", ["neither constant nor a multiple"]),
+        ("x = x @ torch.zeros(4, 3)", ["cannot capture the model", "net.py"]),
+    ],
+)
 def test_models_that_cannot_be_captured(tmp_path: Path, body: str, words: list[str]) -> None:
     task = load_task(f"{write(tmp_path, body)}:task")
     with pytest.raises(Diagnostic) as caught:

@@ -1,7 +1,7 @@
 """Ops that give back what they read.
 
-    %v = aten.view(%x) {size = [B, 64]} : tensor<Bx64xf32>        where %x has that shape already
-    %s = aten.slice.Tensor(%x) {end = 9223372036854775807}        the whole dim
+%v = aten.view(%x) {size = [B, 64]} : tensor<Bx64xf32>        where %x has that shape already
+%s = aten.slice.Tensor(%x) {end = 9223372036854775807}        the whole dim
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ def run_op(op: Op, operands: list[Any], *, batch: int | None = None, module: Mod
 
 def operand_values(op: Op, env: dict[Value, Any]) -> list[Any]:
     """The op's operands in this environment; absent ones are None."""
+
     def look(v: Value | None) -> Any:
         return env[v] if v is not None else None
 
@@ -74,8 +75,11 @@ def _emit(graph: torch.fx.Graph, func: Func, inputs: list[Any], batch: int | Non
             overload, args, kwargs = join_arguments(op.name, operands, op.attrs, batch)
             node = graph.call_function(overload, tuple(args), kwargs)
             several = len(overload._schema.returns) != 1 or "[]" in str(overload._schema.returns[0].type)
-            results = ([graph.call_function(_getitem, (node, i)) for i in range(len(op.results))]
-                       if several or len(op.results) != 1 else [node])
+            results = (
+                [graph.call_function(_getitem, (node, i)) for i in range(len(op.results))]
+                if several or len(op.results) != 1
+                else [node]
+            )
         env.update(zip(op.results, results, strict=True))
     return [env[v] if v is not None else None for v in func.returns]
 

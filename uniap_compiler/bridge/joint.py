@@ -24,17 +24,40 @@ from .recorder import Recorder
 from .schema import TORCH_DTYPES
 from .unify import BATCHES, Mismatch, unify
 
-VIEWS = frozenset({
-    "aten.view", "aten._unsafe_view", "aten.reshape", "aten.t", "aten.transpose.int", "aten.permute", "aten.expand",
-    "aten.unsqueeze", "aten.squeeze", "aten.squeeze.dim", "aten.squeeze.dims", "aten.unflatten.int", "aten.flatten",
-    "aten.alias", "aten.detach", "aten.view_as", "aten.expand_as",
-})
+VIEWS = frozenset(
+    {
+        "aten.view",
+        "aten._unsafe_view",
+        "aten.reshape",
+        "aten.t",
+        "aten.transpose.int",
+        "aten.permute",
+        "aten.expand",
+        "aten.unsqueeze",
+        "aten.squeeze",
+        "aten.squeeze.dim",
+        "aten.squeeze.dims",
+        "aten.unflatten.int",
+        "aten.flatten",
+        "aten.alias",
+        "aten.detach",
+        "aten.view_as",
+        "aten.expand_as",
+    }
+)
 """Ops whose result is the same memory (or, for expand, more of it): recomputed, never saved."""
 COPIES = frozenset({"aten.clone"})
-PARTS = COPIES | frozenset({
-    "aten.slice.Tensor", "aten.select.int", "aten.split.Tensor", "aten.split_with_sizes", "aten.narrow",
-    "aten.unbind.int", "aten.chunk",
-})
+PARTS = COPIES | frozenset(
+    {
+        "aten.slice.Tensor",
+        "aten.select.int",
+        "aten.split.Tensor",
+        "aten.split_with_sizes",
+        "aten.narrow",
+        "aten.unbind.int",
+        "aten.chunk",
+    }
+)
 """Views of a part, and plain copies: recomputed when what they read is at hand anyway."""
 
 
@@ -101,7 +124,8 @@ def _record(func: Func, batch: int) -> _Recording:
             wanted = func.attrs.get("grad") or [True] * len(kinds)
             assert isinstance(wanted, list)
             differentiable = [
-                i for i, v in enumerate(func.returns)
+                i
+                for i, v in enumerate(func.returns)
                 if v is not None and kinds[i] == "value" and wanted[i] and env[v].requires_grad
             ]
             leaves = [t for t in inputs if t.requires_grad]
@@ -125,8 +149,9 @@ def _record(func: Func, batch: int) -> _Recording:
             grad = by_leaf.get(id(t))
             returns.append(recorder.value_of(grad) if grad is not None else None)
         del mode
-    return _Recording(Func(func.name, params, recorder.ops, returns, dict(func.attrs)), split, len(func.returns),
-                      differentiable)
+    return _Recording(
+        Func(func.name, params, recorder.ops, returns, dict(func.attrs)), split, len(func.returns), differentiable
+    )
 
 
 def _static(value: Value, batch: int) -> Any:
@@ -200,9 +225,17 @@ def _partition(func: Func, joint: Func, recording: _Recording) -> tuple[Func, Fu
     needed = [v for v in _reads(kept, grads) if v not in own]
     recomputed, saved = _plan_saves(needed, producer, set(params))
 
-    forward = Func(f"{func.name}.forward", params, forward_ops, [*joint.returns[:outputs], *saved],
-                   {**{k: a for k, a in func.attrs.items() if k != "grad"}, "kind": "forward",
-                    "results": [*result_kinds(func), *["saved"] * len(saved)]})
+    forward = Func(
+        f"{func.name}.forward",
+        params,
+        forward_ops,
+        [*joint.returns[:outputs], *saved],
+        {
+            **{k: a for k, a in func.attrs.items() if k != "grad"},
+            "kind": "forward",
+            "results": [*result_kinds(func), *["saved"] * len(saved)],
+        },
+    )
     forward = forward.clone()
     results = [f"grad:{p.name}" for p, g in zip(params, grads) if g is not None]
     if not results:
@@ -223,8 +256,13 @@ def _partition(func: Func, joint: Func, recording: _Recording) -> tuple[Func, Fu
         copy.replace_operands(new.__getitem__)
         ops.append(copy)
     attrs = {"kind": "backward", "of": Symbol(f"{func.name}.forward"), "results": results}
-    backward = Func(f"{func.name}.backward", [new[v] for v in (*backward_params, *saved, *tangents)], ops,
-                    [new[g] for g in grads if g is not None], attrs)
+    backward = Func(
+        f"{func.name}.backward",
+        [new[v] for v in (*backward_params, *saved, *tangents)],
+        ops,
+        [new[g] for g in grads if g is not None],
+        attrs,
+    )
     _name_gradients(backward)
     return forward, backward
 
@@ -235,9 +273,7 @@ def _reads(ops: list[Op], returns: list[Value | None]) -> list[Value]:
     return list(dict.fromkeys(v for v in values if v is not None))
 
 
-def _plan_saves(
-    needed: list[Value], producer: dict[Value, Op], params: set[Value]
-) -> tuple[set[Op], list[Value]]:
+def _plan_saves(needed: list[Value], producer: dict[Value, Op], params: set[Value]) -> tuple[set[Op], list[Value]]:
     """The forward ops that backward repeats (views, and constants made of nothing), and the values that are saved."""
     recomputed: set[Op] = set()
     saved: list[Value] = []

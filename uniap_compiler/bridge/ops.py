@@ -1,6 +1,7 @@
 """The `nn.*` ops as torch ops `uniap::*`: kernels, shapes, and derivatives in terms of `nn.*` and `aten.*` ops.
 
-    %y = nn.contract(%x, %w) {equation = "b s k, n k -> b s n"}      torch.ops.uniap.contract(x, w, "b s k, n k -> b s n")
+    %y = nn.contract(%x, %w) {equation = "b s k, n k -> b s n"}
+    y = torch.ops.uniap.contract(x, w, "b s k, n k -> b s n")
 
 These few ops exist because torch's own ones hide what sharding needs: `linear` flattens batch and sequence,
 attention differs from device to device, and the cross entropy of a split class dim needs its parts by name.
@@ -84,7 +85,9 @@ _SHAPES: dict[str, Any] = {
     "pick": lambda logits, target, ignore_index, offset=0: logits.new_empty(target.shape),
     "pick_backward": lambda g, target, num_classes, ignore_index, offset=0: g.new_empty((*target.shape, num_classes)),
     "cross_entropy": lambda logits, target, ignore_index: (
-        logits.new_empty(target.shape), logits.new_empty(target.shape)),
+        logits.new_empty(target.shape),
+        logits.new_empty(target.shape),
+    ),
     "cross_entropy_backward": lambda g, logits, *_, **__: logits.new_empty(logits.shape),
     "embedding": lambda weight, indices, *_, **__: weight.new_empty((*indices.shape, weight.shape[1])),
     "embedding_backward": lambda g, indices, num_weights, *_, **__: g.new_empty((num_weights, g.shape[-1])),
@@ -135,8 +138,11 @@ def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
 def _attention_backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
     q, k, v, mask, out, lse = ctx.saved_tensors
     if ctx.needs_input_grad[3]:
-        return (*torch.ops.uniap.attention_backward.mask(g, q, k, v, mask, out, lse, ctx.causal, ctx.scale, True),
-                None, None)
+        return (
+            *torch.ops.uniap.attention_backward.mask(g, q, k, v, mask, out, lse, ctx.causal, ctx.scale, True),
+            None,
+            None,
+        )
     grads = torch.ops.uniap.attention_backward.default(g, q, k, v, mask, out, lse, ctx.causal, ctx.scale)
     return (*grads, None, None, None)
 

@@ -24,7 +24,10 @@ from .schema import op_name, split_arguments, type_of
 
 _DETACH = torch.ops.aten.detach.default
 _SAME = {
-    _DETACH, torch.ops.aten.alias.default, torch.ops.aten.lift_fresh.default, torch.ops.aten.detach_.default,
+    _DETACH,
+    torch.ops.aten.alias.default,
+    torch.ops.aten.lift_fresh.default,
+    torch.ops.aten.detach_.default,
     torch.ops.aten.lift_fresh_copy.default,
 }
 
@@ -36,8 +39,12 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(
-        self, namer: Namer, locate: Callable[[list[Value]], Loc | None] = lambda _: None, *,
-        rewrite: Mapping[OpOverload, Callable[..., Any]] | None = None, detach: bool = False,
+        self,
+        namer: Namer,
+        locate: Callable[[list[Value]], Loc | None] = lambda _: None,
+        *,
+        rewrite: Mapping[OpOverload, Callable[..., Any]] | None = None,
+        detach: bool = False,
     ) -> None:
         super().__init__()
         self.namer, self.locate = namer, locate

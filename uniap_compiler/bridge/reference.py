@@ -1,18 +1,18 @@
 """What each `nn.*` op computes, in plain torch: exact in float64, on any device, never the fast path of a bundle.
 
-    contract(a, b, "b s k, n k -> b s n") == torch.einsum("bsk,nk->bsn", a, b)
+contract(a, b, "b s k, n k -> b s n") == torch.einsum("bsk,nk->bsn", a, b)
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Optional
 
 import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=None)
+@cache
 def einsum_equation(equation: str) -> str:
     """Words to letters: `batch k, n k -> batch n` is `ab,cb->ac`."""
     letters: dict[str, str] = {}
@@ -65,8 +65,16 @@ def attention(
 
 
 def attention_backward(
-    g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], out: Tensor, lse: Tensor,
-    causal: bool, scale: float, mask_grad: bool = False,
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Optional[Tensor],
+    out: Tensor,
+    lse: Tensor,
+    causal: bool,
+    scale: float,
+    mask_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     p = _probabilities(_scores(q, k, mask, causal, scale), lse)
     dv = p.transpose(-1, -2) @ g

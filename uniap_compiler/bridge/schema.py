@@ -11,7 +11,7 @@ Where a number stands for a tensor (`x * 2.0`) it is an attribute too.  Device, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,8 +21,16 @@ from uniap_compiler.ir import Affine, Atom, Attrs, TensorType, Value
 from uniap_compiler.ir.core import Operand
 
 DTYPES: dict[torch.dtype, str] = {
-    torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16",
-    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8", torch.uint8: "u8", torch.bool: "i1",
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "i1",
 }
 TORCH_DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPES.items()}
 MEMORY_FORMATS: dict[str, torch.memory_format] = {
@@ -52,7 +60,7 @@ def op_name(overload: OpOverload) -> str:
     return f"{namespace}.{base}{suffix}"
 
 
-@lru_cache(maxsize=None)
+@cache
 def find_overload(name: str, overload: str = "") -> OpOverload:
     """The torch op of an IR op name.  Raises KeyError when torch has no such op."""
     namespace, _, rest = name.partition(".")
@@ -69,14 +77,21 @@ def overload_of(name: str, attrs: Attrs) -> OpOverload:
     return find_overload(name, "mask" if name == "nn.attention_backward" and attrs.get("mask_grad") else "")
 
 
-@lru_cache(maxsize=None)
+@cache
 def arguments(overload: OpOverload) -> tuple[tuple[str, bool, bool, bool, Any], ...]:
-    """For each schema argument: name, whether it takes tensors, whether it is a list, keyword-only, default (or ...)."""
+    """For each schema argument: name, whether it takes tensors, a list, a keyword only; its default (or `...`)."""
     rows = []
     for a in overload._schema.arguments:
         text = str(a.type)
-        rows.append((a.name, "Tensor" in text, text.startswith(("List", "Optional[List")), a.kwarg_only,
-                     a.default_value if a.has_default_value() else ...))
+        rows.append(
+            (
+                a.name,
+                "Tensor" in text,
+                text.startswith(("List", "Optional[List")),
+                a.kwarg_only,
+                a.default_value if a.has_default_value() else ...,
+            )
+        )
     return tuple(rows)
 
 

@@ -43,7 +43,9 @@ def unify_number(x: Any, y: Any, batches: tuple[int, int] = BATCHES) -> Any:
         coef = (iv - iu) // step
         offset = iu - coef * batches[0]
         return Affine(coef, offset, inverse=True) if invert else affine(coef, offset)
-    raise Mismatch(f"{x} at batch {batches[0]} and {y} at batch {batches[1]} is no multiple of the batch plus a constant")
+    raise Mismatch(
+        f"{x} at batch {batches[0]} and {y} at batch {batches[1]} is no multiple of the batch plus a constant"
+    )
 
 
 def unify_attr(x: Any, y: Any) -> Any:
@@ -69,8 +71,10 @@ def unify_type(x: TensorType, y: TensorType) -> TensorType:
 def unify(first: Func, second: Func) -> Func:
     """The symbolic func.  Names and attributes of params are the first recording's.  Raises Mismatch."""
     if len(first.params) != len(second.params) or len(first.ops) != len(second.ops):
-        raise Mismatch(f"{len(first.ops)} ops at batch {BATCHES[0]}, {len(second.ops)} at batch {BATCHES[1]}",
-                       _first_difference(first, second))
+        raise Mismatch(
+            f"{len(first.ops)} ops at batch {BATCHES[0]}, {len(second.ops)} at batch {BATCHES[1]}",
+            _first_difference(first, second),
+        )
     new: dict[Value, Value] = {}
     twin: dict[Value, Value] = {}
 
@@ -86,8 +90,14 @@ def unify(first: Func, second: Func) -> Func:
         if a.name != b.name or a.symbol != b.symbol or a.flat_operands() != flat_b or a.attrs.keys() != b.attrs.keys():
             raise Mismatch(f"{a.name} at batch {BATCHES[0]}, {b.name} at batch {BATCHES[1]}", a)
         try:
-            op = Op(a.name, a.operands, [fresh(x, y) for x, y in zip(a.results, b.results, strict=True)],
-                    {k: unify_attr(v, b.attrs[k]) for k, v in a.attrs.items()}, a.symbol, a.loc)
+            op = Op(
+                a.name,
+                a.operands,
+                [fresh(x, y) for x, y in zip(a.results, b.results, strict=True)],
+                {k: unify_attr(v, b.attrs[k]) for k, v in a.attrs.items()},
+                a.symbol,
+                a.loc,
+            )
         except Mismatch as error:
             raise Mismatch(str(error), a) from None
         op.replace_operands(new.__getitem__)

@@ -1,6 +1,6 @@
 """Batches are nests of dicts, lists and tuples of tensors: their leaves by path, and as many rows as are asked for.
 
-    {"tokens": t, "extra": (a, b)}  ->  batch.tokens, batch.extra.0, batch.extra.1
+{"tokens": t, "extra": (a, b)}  ->  batch.tokens, batch.extra.0, batch.extra.1
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ def example_rows(items: list[tuple[str, Tensor]]) -> int:
             raise Diagnostic(f"the task's {path} has shape {list(tensor.shape)}; its first dim must be the batch")
     sizes = {path: tensor.shape[0] for path, tensor in items}
     if len(set(sizes.values())) > 1:
-        raise Diagnostic("the tensors of the batch have different first dims; each must be the batch",
-                         notes=[f"{path} has {size} rows" for path, size in sizes.items()])
+        raise Diagnostic(
+            "the tensors of the batch have different first dims; each must be the batch",
+            notes=[f"{path} has {size} rows" for path, size in sizes.items()],
+        )
     return next(iter(sizes.values()))

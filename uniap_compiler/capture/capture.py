@@ -1,7 +1,7 @@
 """nn.Module -> IR: two exports at two batch sizes, made one func with sizes that are written in terms of B.
 
-    func @main(%batch.0: tensor<Bx64xf32> {role = "input", path = "batch.0"}, %up.weight: ... {role = "param", ...})
-        -> (tensor<f32>) attributes {results = ["loss"]}
+func @main(%batch.0: tensor<Bx64xf32> {role = "input", path = "batch.0"}, %up.weight: ... {role = "param", ...})
+    -> (tensor<f32>) attributes {results = ["loss"]}
 """
 
 from __future__ import annotations
@@ -30,8 +30,12 @@ DTYPE_NAMES = {"float64": "f64", "float32": "f32", "bfloat16": "bf16", "float16"
 
 
 def capture(
-    task: TrainingTask, *, spec: str = "", dtype: str | torch.dtype | None = None,
-    constants: ConstantStore | None = None, name: str | None = None,
+    task: TrainingTask,
+    *,
+    spec: str = "",
+    dtype: str | torch.dtype | None = None,
+    constants: ConstantStore | None = None,
+    name: str | None = None,
 ) -> Module:
     """The task's step as a module at level `captured`.  Raises Diagnostic.
 
@@ -54,17 +58,23 @@ def capture(
     drop_identities(func)
     fold_constants(func, graphs[0].constants, task.model)
     prune(func)
-    module = Module(name or type(task.model).__name__, {
-        "level": Atom("captured"), "spec": spec, "dtype": Atom(dtype_name(wanted or own)),
-        "optimizer": optimizer_struct(task.optimizer),
-    })
+    module = Module(
+        name or type(task.model).__name__,
+        {
+            "level": Atom("captured"),
+            "spec": spec,
+            "dtype": Atom(dtype_name(wanted or own)),
+            "optimizer": optimizer_struct(task.optimizer),
+        },
+    )
     module.ops += store_constants(func, graphs[0].constants, constants if constants is not None else ConstantStore())
     module.add(func)
     try:
         check_shapes(func, THIRD)
     except WrongShape as error:
-        raise Diagnostic("a size is neither constant nor a multiple of the batch plus a constant", op=error.op,
-                         notes=[str(error)]) from None
+        raise Diagnostic(
+            "a size is neither constant nor a multiple of the batch plus a constant", op=error.op, notes=[str(error)]
+        ) from None
     log.info("captured %d ops, %d parameters", len(func.ops), sum(p.attrs["role"] == "param" for p in func.params))
     return module
 
@@ -77,13 +87,19 @@ def _unify(first: Graph, second: Graph) -> Func:
     for name, data in first.constants.items():
         other = second.constants.get(name)
         if other is None or other.shape != data.shape or not torch.equal(other, data):
-            raise Diagnostic(f"the constant {name} depends on the batch size",
-                             help="make it in forward with torch.arange, torch.zeros or torch.full")
+            raise Diagnostic(
+                f"the constant {name} depends on the batch size",
+                help="make it in forward with torch.arange, torch.zeros or torch.full",
+            )
     try:
         func = unify(first.func, second.func)
     except Mismatch as error:
-        raise Diagnostic("the model does something else at another batch size", op=error.op,
-                         notes=[str(error)], help="forward may not branch on the number of rows") from None
+        raise Diagnostic(
+            "the model does something else at another batch size",
+            op=error.op,
+            notes=[str(error)],
+            help="forward may not branch on the number of rows",
+        ) from None
     classes = [f"{path}={kind}" for path, kind in sorted(first.classes.items()) if path.rpartition(".")[2].isdigit()]
     if classes:
         func.attrs["classes"] = classes
@@ -127,14 +143,28 @@ def converted(task: TrainingTask, dtype: torch.dtype) -> TrainingTask:
         return t.to(dtype) if t.is_floating_point() else t
 
     loss: Any = copy.deepcopy(task.loss).to(dtype) if isinstance(task.loss, torch.nn.Module) else task.loss
-    return TrainingTask(copy.deepcopy(task.model).to(dtype), rebuild(task.batch, convert), loss,
-                        rebuild(task.targets, convert), task.optimizer, task.source)
+    return TrainingTask(
+        copy.deepcopy(task.model).to(dtype),
+        rebuild(task.batch, convert),
+        loss,
+        rebuild(task.targets, convert),
+        task.optimizer,
+        task.source,
+    )
 
 
 def optimizer_struct(optimizer: Optimizer | str) -> Struct:
     """`#optimizer<kind = "adamw", betas = [0.9, 0.999], eps = 1e-08, weight_decay = 0.01, no_decay = ["*.bias"]>`."""
     o = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
     if o.kind == "sgd":
-        return struct("optimizer", kind="sgd", momentum=o.momentum, weight_decay=o.weight_decay, no_decay=list(o.no_decay))
-    return struct("optimizer", kind="adamw", betas=list(o.betas), eps=o.eps, weight_decay=o.weight_decay,
-                  no_decay=list(o.no_decay))
+        return struct(
+            "optimizer", kind="sgd", momentum=o.momentum, weight_decay=o.weight_decay, no_decay=list(o.no_decay)
+        )
+    return struct(
+        "optimizer",
+        kind="adamw",
+        betas=list(o.betas),
+        eps=o.eps,
+        weight_decay=o.weight_decay,
+        no_decay=list(o.no_decay),
+    )

@@ -37,7 +37,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     n = ["n"] if b.dim() > 1 else []
     outer_a, outer_b = max(a.dim() - 2, 0), max(b.dim() - 2, 0)
     names = HEAD_DIMS[: max(outer_a, outer_b)]
-    dims_a, dims_b = names[len(names) - outer_a:], names[len(names) - outer_b:]
+    dims_a, dims_b = names[len(names) - outer_a :], names[len(names) - outer_b :]
     for name in [d for d in dims_a if d in dims_b]:
         i, j = dims_a.index(name), dims_b.index(name)
         if a.shape[i] == 1 != b.shape[j]:
@@ -67,7 +67,7 @@ def einsum(equation: str, tensors: list[Tensor], path: Any = None) -> Tensor:
     pairs = [_diagonal(list(term), t) for term, t in zip(terms, tensors, strict=True)]
     dims, value = pairs[0]
     for i, (other, tensor) in enumerate(pairs[1:], 1):
-        later = set(output).union(*(set(d) for d, _ in pairs[i + 1:]))
+        later = set(output).union(*(set(d) for d, _ in pairs[i + 1 :]))
         dims, value = _reduce(dims, value, later | set(other))
         other, tensor = _reduce(other, tensor, later | set(dims))
         joined = [d for d in dict.fromkeys([*dims, *other]) if d in later]
@@ -83,7 +83,7 @@ def _expand_dots(terms: list[str], output: str, arrow: str, tensors: list[Tensor
     counts = [t.dim() - len(term.replace("...", "")) if "..." in term else 0 for term, t in zip(terms, tensors)]
     spare = [c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if c not in "".join(terms) + output][: max(counts)]
     full = "".join(spare)
-    terms = [t.replace("...", full[len(full) - n:]) for t, n in zip(terms, counts)]
+    terms = [t.replace("...", full[len(full) - n :]) for t, n in zip(terms, counts)]
     if arrow:
         return terms, output.replace("...", full)
     letters = "".join(terms)
@@ -106,8 +106,15 @@ def _reduce(dims: list[str], value: Tensor, wanted: set[str]) -> tuple[list[str]
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Optional[Tensor] = None, dropout_p: float = 0.0,
-    is_causal: bool = False, *, scale: Optional[float] = None, enable_gqa: bool = False,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Optional[Tensor] = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: Optional[float] = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     flat = q.dim() == 2 or k.shape[:-3] != q.shape[:-3]
@@ -121,7 +128,11 @@ def attention(
 
 
 def cross_entropy(
-    x: Tensor, target: Tensor, weight: Optional[Tensor] = None, reduction: int = 1, ignore_index: int = -100,
+    x: Tensor,
+    target: Tensor,
+    weight: Optional[Tensor] = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
     label_smoothing: float = 0.0,
 ) -> Tensor:
     class_dim = 0 if x.dim() == 1 else 1
@@ -129,8 +140,13 @@ def cross_entropy(
         loss = -(torch.log_softmax(x, class_dim) * _smoothed(target, x.shape[class_dim], label_smoothing))
         loss = loss if weight is None else loss * weight.view([-1] + [1] * (x.dim() - 1 - class_dim))
         total = loss.sum()
-        return loss.sum(class_dim) if reduction == 0 else total / (x.numel() // x.shape[class_dim]) \
-            if reduction == 1 else total
+        return (
+            loss.sum(class_dim)
+            if reduction == 0
+            else total / (x.numel() // x.shape[class_dim])
+            if reduction == 1
+            else total
+        )
     x = _class_last(x)
     loss = uniap.cross_entropy(x, target, ignore_index)[0]
     if label_smoothing:
@@ -150,9 +166,7 @@ def _class_last(x: Tensor) -> Tensor:
     return x.movedim(1, -1) if x.dim() > 2 else x
 
 
-def _average(
-    loss: Tensor, target: Tensor, weight: Optional[Tensor], reduction: int, ignore_index: int
-) -> Tensor:
+def _average(loss: Tensor, target: Tensor, weight: Optional[Tensor], reduction: int, ignore_index: int) -> Tensor:
     valid = target != ignore_index
     if weight is not None:
         factors = weight[torch.where(valid, target, 0)].masked_fill(~valid, 0.0)
@@ -243,8 +257,14 @@ def _affine(y: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tens
 
 
 def batch_norm_functional(
-    x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], running_mean: Tensor, running_var: Tensor,
-    training: bool, momentum: float, eps: float,
+    x: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, ...]:
     if not training:
         y, a, b = batch_norm_eval(x, weight, bias, running_mean, running_var, momentum, eps)
@@ -265,8 +285,13 @@ def batch_norm_no_stats(
 
 
 def batch_norm_eval(
-    x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], running_mean: Tensor, running_var: Tensor,
-    momentum: float, eps: float,
+    x: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, ...]:
     shape = [-1] + [1] * (x.dim() - 2)
     y = (x - running_mean.view(shape)) * torch.rsqrt(running_var + eps).view(shape)
@@ -274,7 +299,11 @@ def batch_norm_eval(
 
 
 def group_norm(
-    x: Tensor, groups: int, weight: Optional[Tensor] = None, bias: Optional[Tensor] = None, eps: float = 1e-5,
+    x: Tensor,
+    groups: int,
+    weight: Optional[Tensor] = None,
+    bias: Optional[Tensor] = None,
+    eps: float = 1e-5,
     cudnn: bool = True,
 ) -> Tensor:
     y = x.view(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
@@ -283,8 +312,15 @@ def group_norm(
 
 
 def instance_norm(
-    x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], running_mean: Optional[Tensor],
-    running_var: Optional[Tensor], use_input_stats: bool, momentum: float, eps: float, cudnn: bool,
+    x: Tensor,
+    weight: Optional[Tensor],
+    bias: Optional[Tensor],
+    running_mean: Optional[Tensor],
+    running_var: Optional[Tensor],
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn: bool,
 ) -> Tensor:
     if running_mean is not None or not use_input_stats:
         raise NotImplementedError("an instance norm with running statistics is not supported")
@@ -292,7 +328,9 @@ def instance_norm(
     return _affine(centred * torch.rsqrt(squares / n + eps), weight, bias)
 
 
-def rms_norm(x: Tensor, normalized_shape: list[int], weight: Optional[Tensor] = None, eps: Optional[float] = None) -> Tensor:
+def rms_norm(
+    x: Tensor, normalized_shape: list[int], weight: Optional[Tensor] = None, eps: Optional[float] = None
+) -> Tensor:
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
     z = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     squares = (z * z).sum(dims, True) / math.prod(normalized_shape)
@@ -311,19 +349,38 @@ def dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 OWN: dict[Any, Callable[..., Any]] = {
-    aten.linear.default: linear, aten.matmul.default: matmul, aten.mm.default: matmul, aten.bmm.default: matmul,
-    aten.mv.default: matmul, aten.dot.default: matmul, aten.addmm.default: addmm, aten.baddbmm.default: addmm,
-    aten.einsum.default: einsum, aten.scaled_dot_product_attention.default: attention,
-    aten.cross_entropy_loss.default: cross_entropy, aten.nll_loss_nd.default: nll_loss,
-    aten.nll_loss.default: nll_loss, aten.nll_loss2d.default: nll_loss,
-    aten.embedding.default: embedding, aten.mean.dim: mean, aten.mean.default: mean_all,
-    aten.var.correction: var, aten.std.correction: std, aten.mse_loss.default: mse_loss, aten.l1_loss.default: l1_loss,
+    aten.linear.default: linear,
+    aten.matmul.default: matmul,
+    aten.mm.default: matmul,
+    aten.bmm.default: matmul,
+    aten.mv.default: matmul,
+    aten.dot.default: matmul,
+    aten.addmm.default: addmm,
+    aten.baddbmm.default: addmm,
+    aten.einsum.default: einsum,
+    aten.scaled_dot_product_attention.default: attention,
+    aten.cross_entropy_loss.default: cross_entropy,
+    aten.nll_loss_nd.default: nll_loss,
+    aten.nll_loss.default: nll_loss,
+    aten.nll_loss2d.default: nll_loss,
+    aten.embedding.default: embedding,
+    aten.mean.dim: mean,
+    aten.mean.default: mean_all,
+    aten.var.correction: var,
+    aten.std.correction: std,
+    aten.mse_loss.default: mse_loss,
+    aten.l1_loss.default: l1_loss,
     aten.binary_cross_entropy_with_logits.default: bce_with_logits,
     aten._native_batch_norm_legit_functional.default: batch_norm_functional,
     aten._native_batch_norm_legit.no_stats: batch_norm_no_stats,
     aten._native_batch_norm_legit_no_training.default: batch_norm_eval,
-    aten.group_norm.default: group_norm, aten.instance_norm.default: instance_norm, aten.rms_norm.default: rms_norm,
-    aten.copy.default: copy, aten.dropout.default: dropout, aten.feature_dropout.default: dropout, aten.alpha_dropout.default: dropout,
+    aten.group_norm.default: group_norm,
+    aten.instance_norm.default: instance_norm,
+    aten.rms_norm.default: rms_norm,
+    aten.copy.default: copy,
+    aten.dropout.default: dropout,
+    aten.feature_dropout.default: dropout,
+    aten.alpha_dropout.default: dropout,
     aten.feature_alpha_dropout.default: dropout,
 }
 
@@ -331,7 +388,8 @@ OWN: dict[Any, Callable[..., Any]] = {
 def table() -> dict[Any, Callable[..., Any]]:
     """Every composite op by its definition in torch, and ours in their place."""
     composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    rows = {op: f for op, f in torch.export.default_decompositions().items()
-            if op.has_kernel_for_dispatch_key(composite)}
+    rows = {
+        op: f for op, f in torch.export.default_decompositions().items() if op.has_kernel_for_dispatch_key(composite)
+    }
     rows.update(OWN)
     return rows

@@ -57,11 +57,15 @@ def loss_of(output: Any) -> Tensor:
         output = output["loss"]
     output = getattr(output, "loss", output)
     if not isinstance(output, Tensor):
-        raise Diagnostic(f"the loss is a {type(output).__name__}, not a tensor",
-                         help="return a scalar from the model, or give the task loss=function(output, targets)")
+        raise Diagnostic(
+            f"the loss is a {type(output).__name__}, not a tensor",
+            help="return a scalar from the model, or give the task loss=function(output, targets)",
+        )
     if output.numel() != 1 or not output.is_floating_point():
-        raise Diagnostic(f"the loss has shape {list(output.shape)} and dtype {output.dtype}; it must be one real number",
-                         help="average it over the batch, or give the task loss=function(output, targets)")
+        raise Diagnostic(
+            f"the loss has shape {list(output.shape)} and dtype {output.dtype}; it must be one real number",
+            help="average it over the batch, or give the task loss=function(output, targets)",
+        )
     return output if output.dim() == 0 else output.reshape(())
 
 
@@ -107,7 +111,9 @@ def failure(error: Exception, batch: int, root: Path | None) -> Diagnostic:
     help = None
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__ or "item()" in text:
         help = "the model branches on a tensor's value; compute with torch.where, or move the decision out of forward"
-    return Diagnostic(f"torch.export cannot capture the model (at a batch of {batch} rows)", loc=loc, notes=notes, help=help)
+    return Diagnostic(
+        f"torch.export cannot capture the model (at a batch of {batch} rows)", loc=loc, notes=notes, help=help
+    )
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -135,7 +141,7 @@ def relative(file: str, root: Path | None) -> str:
     if root is not None and path.is_relative_to(root):
         return path.relative_to(root).as_posix()
     if "site-packages" in path.parts:
-        return "/".join(path.parts[path.parts.index("site-packages") + 1:])
+        return "/".join(path.parts[path.parts.index("site-packages") + 1 :])
     return path.name
 
 
@@ -155,10 +161,16 @@ def _check(program: ExportedProgram, root: Path | None) -> None:
             else:
                 random = torch.Tag.nondeterministic_seeded in target.tags
             if random:
-                help = ("set the dropout probability to 0" if "dropout" in name or "attention" in name
-                        else "draw random numbers outside and pass them in the batch")
-                raise Diagnostic(f"random ops are not supported yet: {name}",
-                                 loc=user_line(node.meta.get("stack_trace") or "", root), help=help)
+                help = (
+                    "set the dropout probability to 0"
+                    if "dropout" in name or "attention" in name
+                    else "draw random numbers outside and pass them in the batch"
+                )
+                raise Diagnostic(
+                    f"random ops are not supported yet: {name}",
+                    loc=user_line(node.meta.get("stack_trace") or "", root),
+                    help=help,
+                )
 
 
 _HARMLESS = {torch.ops.aten.detach_.default}  # on a constant that forward made

@@ -135,8 +135,13 @@ def store_constants(func: Func, constants: dict[str, Tensor], store: ConstantSto
         type_ = type_of(data)
         added = store.add(p.name, _array(data), dtype_name(data.dtype))
         p.attrs["digest"] = added.digest
-        ops.append(Op("plan.constant", symbol=p.name, attrs={"digest": added.digest, "shape": list(type_.shape),
-                                                             "dtype": type_.dtype}))
+        ops.append(
+            Op(
+                "plan.constant",
+                symbol=p.name,
+                attrs={"digest": added.digest, "shape": list(type_.shape), "dtype": type_.dtype},
+            )
+        )
     return ops
 
 

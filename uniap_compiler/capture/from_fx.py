@@ -1,7 +1,7 @@
 """The graph of one torch.export as an IR func of plain sizes; params carry role, path and grad.
 
-    p_model_up_weight: PARAMETER          ->  %up.weight: tensor<32x8xf32> {role = "param", path = "up.weight", grad = true}
-    b_bn_running_mean, BUFFER_MUTATION    ->  results = ["loss", "buffer:bn.running_mean"]
+p_model_up_weight: PARAMETER          ->  %up.weight: tensor<32x8xf32> {role = "param", path = "up.weight", grad = true}
+b_bn_running_mean, BUFFER_MUTATION    ->  results = ["loss", "buffer:bn.running_mean"]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .lower import lower
 
 @dataclass
 class Graph:
-    """func, the data of its params with role "constant", and the class of every called module path that ends in a number."""
+    """func, the data of its params with role "constant", and the class of every called module path."""
 
     func: Func
     constants: dict[str, Tensor] = field(default_factory=dict)
@@ -62,8 +62,10 @@ def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root:
             kinds.append(f"buffer:{_strip(str(spec.target))}")
         else:
             what = spec.kind.name.lower()
-            raise Diagnostic(f"the model changes {spec.target} in place, which cannot be compiled ({what})",
-                             help="only registered buffers may be changed inside forward")
+            raise Diagnostic(
+                f"the model changes {spec.target} in place, which cannot be compiled ({what})",
+                help="only registered buffers may be changed inside forward",
+            )
     order = sorted(range(len(updates)), key=lambda i: kinds[i])
     func.returns = [*losses, *(updates[i] for i in order)]
     func.attrs["results"] = ["loss", *(kinds[i] for i in order)]
@@ -85,8 +87,15 @@ def _strip(path: str) -> str:
 
 
 def _param(
-    node: torch.fx.Node, spec: Any, namer: Namer, tied: dict[str, str], model: nn.Module, user_inputs: Any,
-    first: dict[str, Value], program: ExportedProgram, graph: Graph,
+    node: torch.fx.Node,
+    spec: Any,
+    namer: Namer,
+    tied: dict[str, str],
+    model: nn.Module,
+    user_inputs: Any,
+    first: dict[str, Value],
+    program: ExportedProgram,
+    graph: Graph,
 ) -> Value:
     type_ = type_of(node.meta["val"])
     if spec.kind == InputKind.USER_INPUT:
@@ -130,7 +139,7 @@ def instance_path(stack: dict[str, Any], classes: dict[str, str]) -> str:
         number = int(key.rpartition("@")[2]) if "@" in key else 0
         name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
         classes[path] = name.rpartition(".")[2]
-        own = path[len(done) + 1:] if done and path.startswith(done + ".") else path
+        own = path[len(done) + 1 :] if done and path.startswith(done + ".") else path
         if own == path and done:
             parts, before = [], 0
         for i, part in enumerate(own.split(".")):

@@ -68,13 +68,17 @@ def load_task(spec: str) -> TrainingTask:
     """The task that SPEC's factory returns.  Raises Diagnostic for a missing file, factory or a wrong result."""
     place, colon, name = spec.rpartition(":")
     if not colon or not place or not name.isidentifier():
-        raise Diagnostic(f"{spec!r} does not name a task", help="write path/to/file.py:factory or package.module:factory")
+        raise Diagnostic(
+            f"{spec!r} does not name a task", help="write path/to/file.py:factory or package.module:factory"
+        )
     module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
     factory = getattr(module, name, None)
     if factory is None:
         offered = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-        raise Diagnostic(f"{place} has no factory {name!r}",
-                         help=f"it defines {', '.join(offered)}" if offered else "it defines no function")
+        raise Diagnostic(
+            f"{place} has no factory {name!r}",
+            help=f"it defines {', '.join(offered)}" if offered else "it defines no function",
+        )
     if not callable(factory):
         raise Diagnostic(f"{spec} is {_describe(factory)}, not a function that returns a TrainingTask")
     source = Path(module.__file__) if getattr(module, "__file__", None) else None
@@ -85,8 +89,10 @@ def load_task(spec: str) -> TrainingTask:
     except Exception as error:
         raise Diagnostic(f"{spec} failed: {type(error).__name__}: {error}", loc=_raised_at(error, source)) from error
     if not isinstance(task, TrainingTask):
-        raise Diagnostic(f"{spec} returned {_describe(task)}, not a TrainingTask",
-                         help="return uniap_compiler.TrainingTask(model, batch, loss=..., targets=...)")
+        raise Diagnostic(
+            f"{spec} returned {_describe(task)}, not a TrainingTask",
+            help="return uniap_compiler.TrainingTask(model, batch, loss=..., targets=...)",
+        )
     task.source = task.source or source
     return task
 
@@ -115,8 +121,9 @@ def _load_file(path: Path) -> Any:
     except SyntaxError as error:
         raise Diagnostic(f"{path} is not valid Python: {error.msg}", loc=Loc(path.name, error.lineno or 1)) from error
     except Exception as error:
-        raise Diagnostic(f"{path} cannot be imported: {type(error).__name__}: {error}",
-                         loc=_raised_at(error, path)) from error
+        raise Diagnostic(
+            f"{path} cannot be imported: {type(error).__name__}: {error}", loc=_raised_at(error, path)
+        ) from error
     finally:
         sys.path.remove(folder)
     return module
@@ -126,7 +133,9 @@ def _load_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise Diagnostic(f"there is no module {error.name}", help="a file is named by its path, which ends in .py") from None
+        raise Diagnostic(
+            f"there is no module {error.name}", help="a file is named by its path, which ends in .py"
+        ) from None
     except Exception as error:
         raise Diagnostic(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 

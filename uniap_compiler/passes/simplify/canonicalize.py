@@ -53,8 +53,12 @@ def canonicalize(func: Func) -> int:
     for op in func.ops:
         op.replace_operands(current)
         same = same_value(op)
-        if same is None and op.name == "aten.detach" and isinstance(op.operands[0], Value) \
-                and op.operands[0] not in active:
+        if (
+            same is None
+            and op.name == "aten.detach"
+            and isinstance(op.operands[0], Value)
+            and op.operands[0] not in active
+        ):
             same = op.operands[0]
         if same is not None:
             replaced[op.results[0]] = same

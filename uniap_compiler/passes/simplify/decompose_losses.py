@@ -6,7 +6,7 @@
     %total  = nn.sum_exp(%logits, %max)                                     a sum over the class dim
     %log    = aten.log(%total)
     %lse    = aten.add.Tensor(%log, %max)
-    %picked = nn.pick(%logits, %target) {ignore_index = -100}               a sum over the class dim: 0 outside the slice
+    %picked = nn.pick(%logits, %target) {ignore_index = -100}               a sum too: 0 outside the slice
     %nll    = aten.sub.Tensor(%lse, %picked)
     %ignored = aten.eq.Scalar(%target) {other = -100}
     %loss   = aten.masked_fill.Scalar(%nll, %ignored) {value = 0.0}

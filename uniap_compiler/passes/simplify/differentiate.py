@@ -20,6 +20,8 @@ from uniap_compiler.bridge.joint import differentiate
 from uniap_compiler.bridge.unify import Mismatch
 from uniap_compiler.ir import Atom, Diagnostic, Func, Module, Namer, Op, Value
 
+from .canonicalize import canonicalize
+
 
 @dataclass(frozen=True)
 class Differentiate:
@@ -33,13 +35,18 @@ class Differentiate:
             try:
                 pairs[func.name] = differentiate(func)
             except Mismatch as error:
-                raise Diagnostic(f"the derivative of @{func.name} changes with the batch size", op=error.op, func=func,
-                                 notes=[str(error)]) from None
+                raise Diagnostic(
+                    f"the derivative of @{func.name} changes with the batch size",
+                    op=error.op,
+                    func=func,
+                    notes=[str(error)],
+                ) from None
         main = module.funcs.pop("main")
         for name, (forward, backward) in pairs.items():
             del module.funcs[name]
             module.add(forward)
             if backward is not None:
+                canonicalize(backward)
                 module.add(backward)
         module.add(_step(main, pairs, module.attrs.get("dtype")))
         return f"{len(pairs)} layers differentiated, {sum(b is not None for _, b in pairs.values())} with a backward"
@@ -55,25 +62,30 @@ def _step(main: Func, pairs: dict[str, tuple[Func, Func | None]], dtype: Any) ->
         operands = [new[v] if v is not None else None for v in op.flat_operands()]
         if op.symbol not in pairs:
             new.update((r, Value(namer(r.name), r.type)) for r in op.results)
-            step.ops.append(Op(op.name, operands, [new[r] for r in op.results],
-                               {**op.attrs, "phase": "prelude"}, op.symbol, op.loc))
+            step.ops.append(
+                Op(op.name, operands, [new[r] for r in op.results], {**op.attrs, "phase": "prelude"}, op.symbol, op.loc)
+            )
             continue
         forward = pairs[op.symbol][0]
         new.update((r, Value(namer(r.name), r.type)) for r in op.results)
-        saved = [Value(namer(f"{op.attrs['layer']}.{v.name}"), v.type)
-                 for v in forward.returns[len(op.results):] if v is not None]
+        saved = [
+            Value(namer(f"{op.attrs['layer']}.{v.name}"), v.type)
+            for v in forward.returns[len(op.results) :]
+            if v is not None
+        ]
         results = [*(new[r] for r in op.results), *saved]
         step.ops.append(Op(op.name, operands, results, {**op.attrs, "phase": "forward"}, forward.name, op.loc))
         known = dict(zip((p.name for p in forward.params), (o for o in operands if o is not None), strict=True))
         named = [(v.name, r) for v, r in zip(forward.returns, results, strict=True) if v is not None]
         known.update(named[: len(op.results)])
-        calls.append((op, known, dict(named[len(op.results):])))
+        calls.append((op, known, dict(named[len(op.results) :])))
 
     loss = new[main.returns[0]]  # type: ignore[index]
     gradients: dict[Value, Value] = {}
     gradients[loss] = Value(namer(f"d.{loss.name}"), loss.type)
-    step.ops.append(Op("aten.full", [], [gradients[loss]],
-                       {"size": [], "fill_value": 1.0, "dtype": Atom(loss.type.dtype)}))
+    step.ops.append(
+        Op("aten.full", [], [gradients[loss]], {"size": [], "fill_value": 1.0, "dtype": Atom(loss.type.dtype)})
+    )
     for op, known, stored in reversed(calls):
         backward = pairs[str(op.symbol)][1]
         if backward is not None:
@@ -88,7 +100,12 @@ def _step(main: Func, pairs: dict[str, tuple[Func, Func | None]], dtype: Any) ->
 
 
 def _call_backward(
-    step: Func, namer: Namer, op: Op, backward: Func, known: dict[str, Value], stored: dict[str, Value],
+    step: Func,
+    namer: Namer,
+    op: Op,
+    backward: Func,
+    known: dict[str, Value],
+    stored: dict[str, Value],
     gradients: dict[Value, Value],
 ) -> None:
     operands: list[Value] = []
@@ -102,16 +119,18 @@ def _call_backward(
         value = known[str(p.attrs["of"])]
         if value not in gradients:  # no later layer has a gradient for this result: it contributes nothing
             zeros = Value(namer(f"d.{value.name}"), value.type)
-            step.ops.append(Op("aten.zeros", [], [zeros],
-                               {"size": list(value.type.shape), "dtype": Atom(value.type.dtype)}))
+            step.ops.append(
+                Op("aten.zeros", [], [zeros], {"size": list(value.type.shape), "dtype": Atom(value.type.dtype)})
+            )
             gradients[value] = zeros
         operands.append(gradients[value])
     kinds = backward.attrs["results"]
     assert isinstance(kinds, list)
     targets = [known[str(k).removeprefix("grad:")] for k in kinds]
     results = [Value(namer(f"d.{t.name}"), t.type) for t in targets]
-    step.ops.append(Op("plan.call", operands, results, {"layer": op.attrs["layer"], "phase": "backward"},
-                       backward.name, op.loc))
+    step.ops.append(
+        Op("plan.call", operands, results, {"layer": op.attrs["layer"], "phase": "backward"}, backward.name, op.loc)
+    )
     for target, result in zip(targets, results):
         if target in gradients:
             total = Value(namer(f"d.{target.name}"), target.type)

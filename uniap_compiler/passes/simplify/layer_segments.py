@@ -150,8 +150,9 @@ def _place(ops: Sequence[Op], leaf: dict[Op, Path]) -> list[Segment]:
         order = {path: (i if i < low else low if i <= high else i - (high - low)) for path, i in order.items()}
     _join_readers(ops, where)
     count = max(order.values()) + 1
-    paths: list[Path] = [max((p for p, i in order.items() if i == k), key=lambda p: _weight(ops, leaf, p))
-                         for k in range(count)]
+    paths: list[Path] = [
+        max((p for p, i in order.items() if i == k), key=lambda p: _weight(ops, leaf, p)) for k in range(count)
+    ]
     parts = [Segment(paths[k], [], []) for k in range(count)]
     for op in ops:
         parts[where[op]].ops.append(op)
@@ -178,7 +179,9 @@ def _weight(ops: Iterable[Op], leaf: dict[Op, Path], path: Path) -> float:
 
 
 def _signature(ops: Iterable[Op]) -> tuple[str, ...]:
-    return tuple(f"{op.name} {op.results[0].type if op.results else ''} {sorted(map(str, op.attrs.items()))}" for op in ops)
+    return tuple(
+        f"{op.name} {op.results[0].type if op.results else ''} {sorted(map(str, op.attrs.items()))}" for op in ops
+    )
 
 
 def _even_out(parts: list[Segment]) -> list[Segment]:

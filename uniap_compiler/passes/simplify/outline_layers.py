@@ -49,7 +49,7 @@ class OutlineLayers:
         for value in (*main.params, *(r for op in new_main.ops for r in op.results)):
             names(value.name)
         for i, part in enumerate(parts):
-            later = {v for p in parts[i + 1:] for op in p.ops for v in op.flat_operands()} | set(main.returns)
+            later = {v for p in parts[i + 1 :] for op in p.ops for v in op.flat_operands()} | set(main.returns)
             func, inputs, outputs = _outline(part, later, main, needs_grad, statics, free)
             key = structure(func)
             if key not in by_structure:
@@ -60,7 +60,8 @@ class OutlineLayers:
             new_main.ops.append(Op("plan.call", inputs, outputs, {"layer": layer}, symbol=by_structure[key].name))
         new_main.returns = list(main.returns)
         module.add(new_main)
-        return f"{len(parts)} layers, {len(by_structure)} distinct: {', '.join('@' + f.name for f in by_structure.values())}"
+        names = ", ".join("@" + f.name for f in by_structure.values())
+        return f"{len(parts)} layers, {len(by_structure)} distinct: {names}"
 
 
 def gradient_values(main: Func) -> set[Value]:
@@ -85,8 +86,11 @@ def mutated_buffers(main: Func) -> set[str]:
 def _split_prelude(main: Func) -> tuple[list[Op], list[Op], dict[Value, Op]]:
     """Ops on inputs and constants only; the others; and factory ops without operands, copied to where they are read."""
     mutated = mutated_buffers(main)
-    static = {p for p in main.params
-              if p.attrs["role"] in STATIC or (p.attrs["role"] == "buffer" and p.attrs["path"] not in mutated)}
+    static = {
+        p
+        for p in main.params
+        if p.attrs["role"] in STATIC or (p.attrs["role"] == "buffer" and p.attrs["path"] not in mutated)
+    }
     early: list[Op] = []
     late: list[Op] = []
     free: dict[Value, Op] = {}
@@ -115,8 +119,11 @@ def _prelude(
     inputs = _inputs(early, free)
     builder = _Builder("prelude")
     for v in inputs:
-        builder.param(v, re.sub(r"\W+", "_", str(v.attrs.get("path", v.name))).removeprefix("batch_"),
-                      {k: a for k, a in v.attrs.items() if k in ("role", "path", "digest")})
+        builder.param(
+            v,
+            re.sub(r"\W+", "_", str(v.attrs.get("path", v.name))).removeprefix("batch_"),
+            {k: a for k, a in v.attrs.items() if k in ("role", "path", "digest")},
+        )
     builder.ops(early, free)
     func = builder.finish(outputs, {"kind": "prelude", "results": ["value"] * len(outputs)})
     module.add(func)
@@ -135,7 +142,7 @@ def _loss_last(parts: list[Segment], main: Func) -> list[Segment]:
     """Merge what follows the segment that makes the loss into it: the last layer returns the loss."""
     for i, part in enumerate(parts):
         if any(main.returns[0] in op.results for op in part.ops):
-            for other in parts[i + 1:]:
+            for other in parts[i + 1 :]:
                 part.ops += other.ops
             return parts[: i + 1]
     return parts
@@ -175,7 +182,11 @@ class _Builder:
 
 
 def _outline(
-    part: Segment, later: set[Value | None], main: Func, needs_grad: set[Value], statics: set[Value],
+    part: Segment,
+    later: set[Value | None],
+    main: Func,
+    needs_grad: set[Value],
+    statics: set[Value],
     free: dict[Value, Op],
 ) -> tuple[Func, list[Value], list[Value]]:
     """The layer's func, the call's operands and results."""
@@ -191,7 +202,6 @@ def _outline(
     assert not crossing, "a buffer update is read by a later layer"
 
     inputs = _inputs(part.ops, free)
-    prefix = part.layer.split("@")[0] if "@" in part.layer else part.layer
     prefix = re.sub(r"@\d+", "", part.layer) + "." if part.layer else ""
     ranks = {"activation": 0, "input": 1, "prelude": 2}
     roles = {v: "prelude" if v in statics else str(v.attrs.get("role", "activation")) for v in inputs}
@@ -240,6 +250,7 @@ def _name_results(outputs: list[Value], layer: str, main: Func, names: Namer) ->
 
 def structure(func: Func) -> str:
     """Equal for funcs that differ in nothing but their own name and their source lines."""
+
     def param(p: Value) -> str:
         return f"{p!r} {sorted((k, str(a)) for k, a in p.attrs.items())}"
 
@@ -270,7 +281,9 @@ class _LayerNames:
             return "model"
         name = plain[-1]
         if name.isdigit():
-            name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", self.classes[".".join(plain)]).lower()
+            name = re.sub(
+                r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", self.classes[".".join(plain)]
+            ).lower()
         return re.sub(r"\W", "_", name) or "layer"
 
 
