@@ -80,17 +80,24 @@ class Diagnostic(Exception):
 
     def _window(self, op: Op) -> list[str]:
         if self.func is None or op not in self.func.ops:
-            return [f"    > {_short(print_op(op))}"]
+            return [f"    > {_show(op)}"]
         at = self.func.ops.index(op)
         first, last = max(0, at - NEIGHBOURS), at + NEIGHBOURS + 1
         lines = [f"  in func {symbol_name(self.func.name)}:"] + (["      ..."] if first else [])
         for near in self.func.ops[first:last]:
-            lines.append(("    > " if near is op else "      ") + _short(print_op(near)))
+            lines.append(("    > " if near is op else "      ") + _show(near))
         if last > len(self.func.ops):
             lines.append(_short("      return " + ", ".join(map(print_value, self.func.returns))).rstrip())
         else:
             lines.append("      ...")
         return lines
+
+
+def _show(op: Op) -> str:
+    try:
+        return _short(print_op(op))
+    except (TypeError, ValueError):
+        return _short(repr(op))  # an op that cannot be printed must not hide the message about it
 
 
 def _short(text: str) -> str:
