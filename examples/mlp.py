@@ -3,13 +3,17 @@
 uniap compile examples/mlp.py:task --cluster laptop --global-batch 32 --out build/mlp
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uniap_compiler import TrainingTask
+if TYPE_CHECKING:
+    from uniap_compiler import TrainingTask
 
 FEATURES, CLASSES = 64, 16
 
@@ -40,7 +44,7 @@ class Mlp(nn.Module):
         return self.head(self.norm(x))
 
 
-def batches(batch_size: int, seed: int = 0) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+def batches(batch_size: int = 8, seed: int = 0) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
     """(batch, targets) without end: points and the class that a fixed random network gives them."""
     teacher = torch.randn(FEATURES, CLASSES, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(seed)
@@ -50,6 +54,8 @@ def batches(batch_size: int, seed: int = 0) -> Iterator[tuple[tuple[Tensor, ...]
 
 
 def task() -> TrainingTask:
+    from uniap_compiler import TrainingTask  # here, so that `batches` needs torch only
+
     torch.manual_seed(0)
     batch, targets = next(batches(8))
     return TrainingTask(Mlp(), batch, loss=F.cross_entropy, targets=targets)

@@ -144,3 +144,11 @@ def task() -> TrainingTask:
     torch.manual_seed(0)
     batch, targets = next(batches(8))
     return TrainingTask(TinyLlama(Config()), batch, loss=loss, targets=targets)
+
+
+def small() -> TrainingTask:
+    """The same modules, narrower: 4 layers, 8 heads and only 2 key/value heads; for tests."""
+    torch.manual_seed(0)
+    config = Config(dim=64, layers=4, kv_heads=2, hidden=192, sequence=32)
+    batch, targets = next(batches(8, config.sequence))
+    return TrainingTask(TinyLlama(config), batch, loss=loss, targets=targets)

@@ -80,10 +80,13 @@ def cut(batch: Paths, manifest: Mapping[str, Any], wanted: Iterable[str] | None 
 
 
 class Stream:
-    """Batches without end: begins again when the data end.  `position` counts the batches given."""
+    """Batches without end: begins again when the data end.  `position` counts the batches given.
 
-    def __init__(self, source: Any, seed: int = 0, start: int = 0) -> None:
-        self.source, self.seed = source, seed
+    A function is called with those of `batch_size` (the global batch), `seed` and `start` that it has parameters for.
+    """
+
+    def __init__(self, source: Any, seed: int = 0, start: int = 0, batch_size: int | None = None) -> None:
+        self.source, self.seed, self.batch_size = source, seed, batch_size
         self.position = start
         self._iterator, skip = self._open(start)
         for _ in range(skip):
@@ -95,6 +98,8 @@ class Stream:
         if callable(source):
             names = inspect.signature(source).parameters
             given = {"seed": self.seed, "start": start}
+            if self.batch_size is not None:
+                given["batch_size"] = self.batch_size
             source = source(**{k: v for k, v in given.items() if k in names})
             if "start" in names:
                 start = 0
@@ -148,7 +153,7 @@ def load(where: str, manifest: Mapping[str, Any], seed: int = 0, start: int = 0)
         sys.path.remove(str(path.parent))
     if not hasattr(module, name):
         raise BundleError(f"--data {where}: {file} has no {name}", everywhere=True)
-    return Stream(getattr(module, name), seed, start)
+    return Stream(getattr(module, name), seed, start, int(manifest["global_batch"]))
 
 
 def byte_batches(path: Path, manifest: Mapping[str, Any]) -> Callable[..., Iterator[Any]]:
