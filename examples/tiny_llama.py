@@ -6,18 +6,14 @@ RMSNorm, rotary positions, grouped-query attention (8 heads, 4 key/value heads),
 parameters.  Nothing in here knows about parallel training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from uniap_compiler import TrainingTask
+from uniap_compiler import TrainingTask
 
 
 @dataclass
