@@ -6,14 +6,18 @@ RMSNorm, rotary positions, grouped-query attention (8 heads, 4 key/value heads),
 parameters.  Nothing in here knows about parallel training.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uniap_compiler import TrainingTask
+if TYPE_CHECKING:
+    from uniap_compiler import TrainingTask
 
 
 @dataclass
@@ -135,7 +139,7 @@ def batches(
 
 
 def task() -> TrainingTask:
-    from uniap_compiler import TrainingTask  # here, so that a cluster without the compiler can take `batches` from this file
+    from uniap_compiler import TrainingTask  # here, so that `batches` can be had without the compiler
 
     torch.manual_seed(0)
     batch, targets = next(batches(8))
@@ -144,6 +148,8 @@ def task() -> TrainingTask:
 
 def small() -> TrainingTask:
     """The same modules, narrower: 4 layers, 8 heads and only 2 key/value heads; for tests."""
+    from uniap_compiler import TrainingTask
+
     torch.manual_seed(0)
     config = Config(dim=64, layers=4, kv_heads=2, hidden=192, sequence=32)
     batch, targets = next(batches(8, config.sequence))
