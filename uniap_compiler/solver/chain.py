@@ -23,7 +23,8 @@ from uniap_compiler.solver.intervals import IntervalTable, Options, Path
 from uniap_compiler.solver.labels import StageTime, TooManyLabels, stage_time
 from uniap_compiler.solver.tables import StageCosts, coarse_table, fine_table, hops
 
-BEAM = 24
+#: Labels per class when a plan is wanted quickly: behind coarse tables, behind fine ones.
+QUICK_BEAM, BEAM = 4, 24
 #: Caps are lowered by this fraction, so that "below T'" is a closed condition; bounds give it back.
 BELOW = 1e-9
 
@@ -88,7 +89,6 @@ class ChainSearch:
         root = self.table.best(np.inf)
         if root is None:
             return float("inf")
-        self._offer_beam(root)
         queue = [Box(root.total, 0.0, root.period, 0.0, 0.0)]
         while queue:
             box = heapq.heappop(queue)
@@ -98,7 +98,7 @@ class ChainSearch:
             if path is None:
                 continue
             if self.rounds * (min(path.period, box.high) - box.low) <= 1e-4 * box.bound:
-                self._offer_beam(path)
+                self._offer_beam(path, BEAM if self.level > 1 else QUICK_BEAM)
                 return box.bound * (1 - BELOW)
             high = min(box.high, path.period)
             middle = 0.5 * (box.low + high)
@@ -271,14 +271,14 @@ class ChainSearch:
             m, options = int(np.argmin(np.where(same, off, np.inf))), known.options
         return known.strategies(int(options.label[m]))
 
-    def _offer_beam(self, path: Path) -> None:
+    def _offer_beam(self, path: Path, width: int) -> None:
         """A plan with the same intervals: stage after stage by a beam, entered in the cheapest way."""
         at = self.at
         weight = 1 / at.micro_batches if self.stepped else 0.0
         entry, hop, chosen = np.zeros(at.classes), hops(at), []
         for i, n in enumerate(path.position):
             a, b = int(self.table.stages[i].a[n]), int(self.table.stages[i].b[n])
-            found = stage_time(at, i, a, b, [self._stage_costs(weight)[i]], [np.inf], entry, BEAM)
+            found = stage_time(at, i, a, b, [self._stage_costs(weight)[i]], [np.inf], entry, width)
             options = found.options
             if not len(options.time):
                 return

@@ -161,18 +161,14 @@ class _Completion:
         rest, q = self.rest[u - self.a], labels.group % self.at.classes
         used = labels.memory + np.maximum(labels.work, self.work[u - self.a])
         value = labels.time + self.weight * labels.step
-        score = np.max(
-            [value + multiplier * (used - self.limit) + rest[n, q] for n, multiplier in enumerate(self.multipliers)],
-            axis=0,
-        )
-        chosen: set[int] = set()
-        for order in (np.lexsort((score, labels.group)), np.lexsort((used, labels.group))):
+        score = (value + self.multipliers[:, None] * (used - self.limit) + rest[:-1, q]).max(axis=0)
+        chosen = np.zeros(len(labels), dtype=bool)
+        for order, most in ((np.lexsort((score, labels.group)), width), (np.lexsort((used, labels.group)), 1)):
             group = labels.group[order]
-            starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
-            rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-            chosen |= set(order[rank < width].tolist())
-            width = 1
-        return np.array(sorted(chosen), dtype=np.int64)
+            starts = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
+            rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+            chosen[order[rank < most]] = True
+        return np.flatnonzero(chosen)
 
 
 def _undominated(labels: Labels, slack: float, limit: float) -> Ints:
