@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from uniap_compiler import TrainingTask
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config:
     vocab: int = 256
     dim: int = 256
@@ -138,19 +138,14 @@ def batches(
         yield {"tokens": window[:, :-1].contiguous()}, window[:, 1:].contiguous()
 
 
-def task() -> TrainingTask:
-    from uniap_compiler import TrainingTask  # here, so that `batches` can be had without the compiler
+def task(config: Config = Config()) -> TrainingTask:
+    from uniap_compiler import TrainingTask  # here, so that a cluster without the compiler can take `batches` from this file
 
     torch.manual_seed(0)
-    batch, targets = next(batches(8))
-    return TrainingTask(TinyLlama(Config()), batch, loss=loss, targets=targets)
+    batch, targets = next(batches(8, config.sequence))
+    return TrainingTask(TinyLlama(config), batch, loss=loss, targets=targets)
 
 
 def small() -> TrainingTask:
     """The same modules, narrower: 4 layers, 8 heads and only 2 key/value heads; for tests."""
-    from uniap_compiler import TrainingTask
-
-    torch.manual_seed(0)
-    config = Config(dim=64, layers=4, kv_heads=2, hidden=192, sequence=32)
-    batch, targets = next(batches(8, config.sequence))
-    return TrainingTask(TinyLlama(config), batch, loss=loss, targets=targets)
+    return task(Config(dim=64, layers=4, kv_heads=2, hidden=192, sequence=32))
