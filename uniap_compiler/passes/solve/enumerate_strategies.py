@@ -135,8 +135,8 @@ def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) 
                     "tp": tp,
                     "boundary": boundary,
                     "batch": list(batches),
-                    "forward": cost.forward_seconds.tolist(),
-                    "backward": cost.backward_seconds.tolist(),
+                    "forward": [short(t) for t in cost.forward_seconds],
+                    "backward": [short(t) for t in cost.backward_seconds],
                     "saved": [int(n) for n in cost.saved],
                     "inputs": [int(n) for n in cost.inputs],
                     "parameters": int(sum(p.bytes for p in cost.parameters)),
@@ -144,6 +144,11 @@ def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) 
                 },
             )
         )
+
+
+def short(seconds: float) -> float:
+    """Four digits: enough to read."""
+    return float(f"{seconds:.4g}")
 
 
 def global_batch(module: Module) -> int:

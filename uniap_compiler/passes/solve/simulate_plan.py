@@ -11,6 +11,7 @@ from typing import Union
 
 from uniap_compiler.solver import Plan
 
+from .enumerate_strategies import short
 from .problem import Candidate, Problem, Setting
 from .simulate_schedule import Channel, in_flight, simulate, stage_table
 
@@ -39,7 +40,8 @@ def simulate_plan(setting: Setting, problem: Problem, plan: Plan) -> Simulated:
     timeline = simulate(tables, forward, backward, transfer, once)
     memory = stage_memory(setting, candidate, plan)
     stages: list[dict[str, Number]] = [
-        {**memory[i], "forward": forward[i], "backward": backward[i], "once": once[i]} for i in range(D)
+        {**memory[i], "forward": short(forward[i]), "backward": short(backward[i]), "once": short(once[i])}
+        for i in range(D)
     ]
     return Simulated(plan, candidate, timeline.seconds, timeline.bubble, stages)
 

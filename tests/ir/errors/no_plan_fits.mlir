@@ -1,0 +1,52 @@
+// RUN: not uniap-opt %s -p solve-parallelism 2>&1 | filecheck %s
+
+// CHECK: error: no plan fits: 0.00{{[0-9]+}} GiB are missing on every device of stage {{[01]}} of 2
+// CHECK: note: stage {{[01]}} ({{.*}}) needs 0.00{{[0-9]+}} GiB of the 0.0010 GiB that a device gives
+// CHECK: help: devices with 0.00{{[0-9]+}} GiB of memory
+
+module @m attributes {level = annotated, global_batch = 8, optimizer = #optimizer<kind = "adamw">} {
+  plan.cluster @two {nodes = 1, devices_per_node = 2, memory_reserve = 0.0, device = #device<kind = "cpu", memory = 1048576.0, memory_bandwidth = 1e10, launch = 1e-06, flops = #flops<f32 = 1e9>>, links = #links<intra = #intra<bandwidth = 1e9, latency = 1e-06>>}
+
+  func @layer.forward(
+      %x: tensor<Bx16x512xf32> {role = "activation", grad = true},
+      %w: tensor<512x512xf32> {role = "param", grad = true}
+  ) -> (tensor<Bx16x512xf32>) attributes {kind = "forward", results = ["value"]} {
+    %y = nn.contract(%x, %w) {equation = "b s k, n k -> b s n", rule = #rule<b s k, n k -> b s n | sum k | linear 0 | linear 1 | size b=B s=16 k=512 n=512>} : tensor<Bx16x512xf32>
+    return %y
+  }
+  func @layer.backward(
+      %x: tensor<Bx16x512xf32> {role = "activation"},
+      %w: tensor<512x512xf32> {role = "param"},
+      %d.y: tensor<Bx16x512xf32> {role = "tangent", of = "y"}
+  ) -> (tensor<Bx16x512xf32>, tensor<512x512xf32>) attributes {kind = "backward", of = @layer.forward, results = ["grad:x", "grad:w"]} {
+    %d.x = nn.contract(%d.y, %w) {equation = "b s n, n k -> b s k", rule = #rule<b s n, n k -> b s k | sum n | linear 0 | linear 1 | size b=B s=16 k=512 n=512>} : tensor<Bx16x512xf32>
+    %d.w = nn.contract(%d.y, %x) {equation = "b s n, b s k -> n k", rule = #rule<b s n, b s k -> n k | sum b s | linear 0 | linear 1 | size b=B s=16 k=512 n=512>} : tensor<512x512xf32>
+    return %d.x, %d.w
+  }
+  func @head.forward(
+      %x: tensor<Bx16x512xf32> {role = "activation", grad = true}
+  ) -> (tensor<f32>) attributes {kind = "forward", results = ["value"]} {
+    %loss = aten.sum(%x) {rule = #rule<b s k -> [] | sum b s k | linear 0 | size b=B s=16 k=512>} : tensor<f32>
+    return %loss
+  }
+  func @head.backward(
+      %d.loss: tensor<f32> {role = "tangent", of = "loss"}
+  ) -> (tensor<Bx16x512xf32>) attributes {kind = "backward", of = @head.forward, results = ["grad:x"]} {
+    %d.x = aten.expand(%d.loss) {size = [B, 16, 512], rule = #rule<[] -> b s k | linear 0 | size b=B s=16 k=512>} : tensor<Bx16x512xf32>
+    return %d.x
+  }
+  func @step(
+      %x: tensor<Bx16x512xf32> {role = "input", path = "batch.0"},
+      %layers.0.w: tensor<512x512xf32> {role = "param", path = "layers.0.w", grad = true},
+      %layers.1.w: tensor<512x512xf32> {role = "param", path = "layers.1.w", grad = true}
+  ) -> (tensor<f32>, tensor<512x512xf32>, tensor<512x512xf32>) attributes {results = ["loss", "grad:layers.0.w", "grad:layers.1.w"]} {
+    %h0 = plan.call @layer.forward(%x, %layers.0.w) {layer = "layers.0", phase = "forward"} : tensor<Bx16x512xf32>
+    %h1 = plan.call @layer.forward(%h0, %layers.1.w) {layer = "layers.1", phase = "forward"} : tensor<Bx16x512xf32>
+    %loss = plan.call @head.forward(%h1) {layer = "head", phase = "forward"} : tensor<f32>
+    %one = aten.full() {size = [], fill_value = 1.0} : tensor<f32>
+    %d.h1 = plan.call @head.backward(%one) {layer = "head", phase = "backward"} : tensor<Bx16x512xf32>
+    %d.h0, %d.w1 = plan.call @layer.backward(%h0, %layers.1.w, %d.h1) {layer = "layers.1", phase = "backward"} : tensor<Bx16x512xf32>, tensor<512x512xf32>
+    %d.x, %d.w0 = plan.call @layer.backward(%x, %layers.0.w, %d.h0) {layer = "layers.0", phase = "backward"} : tensor<Bx16x512xf32>, tensor<512x512xf32>
+    return %loss, %d.w0, %d.w1
+  }
+}
