@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from uniap_compiler.ir import Affine, Dim, Func, Module, Op, Rule, Value
+from uniap_compiler.ir import Affine, Diagnostic, Dim, Func, Module, Op, Rule, Value
 
 from .factors import Conflict, Refinement, as_dim, as_int
 from .rules.table import alternatives, has_rule, opaque, packet
@@ -199,8 +199,6 @@ def batch_obstacles(func: Func) -> list[tuple[Op, str]]:
 
 def check_batch(func: Func) -> None:
     """Raises a Diagnostic for the first op that data axes cannot split."""
-    from uniap_compiler.ir import Diagnostic
-
     for op, factor in batch_obstacles(func):
         if has_rule(op.name):
             message = f"{op.name} cannot be split over the batch: its factor {factor} must stay whole"
