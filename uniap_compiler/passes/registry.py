@@ -39,6 +39,7 @@ PASSES: dict[str, str] = {
     "partition-stages": "lower.partition_stages:PartitionStages",
     "localize": "lower.localize:Localize",
     "prefetch-parameters": "lower.prefetch_parameters:PrefetchParameters",
+    "bucket-collectives": "lower.bucket_collectives:BucketCollectives",
     "schedule": "lower.schedule:Schedule",
 }
 """name -> "module:Class", the module relative to this package; in the order of the pipeline."""
