@@ -174,3 +174,21 @@ def test_nothing_left(batch: int, force: str, words: str, help: str) -> None:
 def test_uneven_batches_still_have_plans_where_something_divides() -> None:
     (problem,) = build_problems(setting(batch=7))
     assert {c.stages for c in problem.candidates} == {2, 4}  # tp=2 on two stages, one device per stage
+
+
+def test_an_op_that_keeps_its_batch_leaves_no_data_parallelism() -> None:
+    module = chain(cluster())
+    for func in module.funcs.values():
+        for op in func.ops:
+            if op.name == "aten.relu":
+                op.attrs["rule"] = replace(op.attrs["rule"], keep=("b",))  # type: ignore[type-var]
+    made = setting_of(module)
+    (problem,) = build_problems(made)
+    mlp = problem.data["candidates"][0]["allowed"]
+    for candidate in problem.candidates:
+        for k in candidate.allowed["mlp"]:
+            assert candidate.strategies[k].dp == 1
+    assert mlp
+    made.force = parse_force("dp=4")
+    with pytest.raises(Diagnostic, match="aten.relu cannot be split in its batch dim"):
+        build_problems(made)

@@ -1,19 +1,23 @@
 """Layer costs of every pattern in the module: the search's sharded pairs, and the plain pairs for tp = 1.
 
 Each pair gets the collectives over data axes that the lowering would give it, with one axis `data` for all of them.
+Where an op keeps its batch whole there is no data parallelism: a warning, and an error only when nothing else is left.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from uniap_compiler.cluster import Cluster
-from uniap_compiler.ir import Func, Module, Struct, struct
+from uniap_compiler.ir import Diagnostic, Func, Module, Struct, struct
 from uniap_compiler.passes.analysis.cost.layer_cost import DATA, layer_cost
 from uniap_compiler.passes.lower.insert_communication import instantiate, pattern_name
 
 from .problem import Pattern
 from .step_graph import StepGraph
+
+log = logging.getLogger(__name__)
 
 _ANY_SIZE = 1000003
 """Stands for the size of the data axis, which nothing here depends on (a prime: never a product of tensor axes)."""
@@ -49,8 +53,15 @@ def pattern_costs(
     costs = {}
     for (kind, tp, boundary), sizes in patterns_in(module, graph).items():
         axes = {f"t{n}": size for n, size in enumerate(sizes)}
-        forward, backward = with_data_axis(module, kind, tp, boundary, axes)
-        costs[kind, tp, boundary] = Pattern(sizes, layer_cost(forward, backward, axes, batches, cluster))
+        no_data = None
+        try:
+            forward, backward = with_data_axis(module, kind, tp, boundary, axes)
+        except Diagnostic as error:
+            no_data = error
+            log.warning("no data parallelism for %s: %s", kind, error.message)
+            source = pattern_name(kind, tp, boundary)
+            forward, backward = module.funcs[f"{source}.forward"], module.funcs.get(f"{source}.backward")
+        costs[kind, tp, boundary] = Pattern(sizes, layer_cost(forward, backward, axes, batches, cluster), no_data)
     return costs
 
 

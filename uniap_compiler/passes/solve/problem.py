@@ -34,10 +34,11 @@ Class = tuple[int, str]
 
 @dataclass(frozen=True)
 class Pattern:
-    """One layer kind on tensor axes of these sizes (t0, t1, ...)."""
+    """One layer kind on tensor axes of these sizes (t0, t1, ...).  no_data: why its batch cannot be split, if so."""
 
     sizes: tuple[int, ...]
     cost: LayerCost
+    no_data: Diagnostic | None = None
 
 
 @dataclass
@@ -188,7 +189,7 @@ class _Builder:
         axes = self.mesh.tensor_axes(strategy.tp)
         if pattern is None or axes is None or pattern.sizes != tuple(self.mesh.axes[a] for a in axes):
             return None
-        if layer.backward is None and (strategy.recompute != "none"):
+        if layer.backward is None and strategy.recompute != "none" or pattern.no_data and strategy.dp > 1:
             return None
         return pattern.cost
 
@@ -385,6 +386,9 @@ def _candidate_data(candidate: Candidate, schedule: str) -> dict[str, Any]:
 
 def _nothing_left(setting: Setting) -> Diagnostic:
     """Why no (stages, micro-batches) has a strategy for every layer."""
+    for pattern in setting.patterns.values():
+        if pattern.no_data is not None:
+            return pattern.no_data
     batch, devices = setting.global_batch, setting.cluster.devices
     # The smallest data degree that each number of stages leaves every layer.
     needs = set()
