@@ -135,10 +135,18 @@ class Devices:
 
         operands = [[look(v) for v in o] if isinstance(o, list) else look(o) for o in op.operands]
         split = {axis: str(factor) for axis, factor in op.attrs["split"].fields}
-        local = Op(op.name, op.operands, op.results, {k: v if k == "rule" else evaluate(v, self.batch) for k, v in op.attrs.items()})
+        local = Op(
+            op.name,
+            op.operands,
+            op.results,
+            {k: v if k == "rule" else evaluate(v, self.batch) for k, v in op.attrs.items()},
+        )
         name, attrs = localize_op(
-            local, [self.local_type(v) if v is not None else None for v in op.flat_operands()],
-            [self.local_type(v) for v in op.results], split, self.mesh,
+            local,
+            [self.local_type(v) if v is not None else None for v in op.flat_operands()],
+            [self.local_type(v) for v in op.results],
+            split,
+            self.mesh,
         )
         attrs = {k: v for k, v in attrs.items() if k not in ("rule", "split")}
         offset = attrs.get("offset")
@@ -181,14 +189,18 @@ def example(func: Func, batch: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return result
 
 
-def reference(forward: Func, backward: Func, arguments: dict[str, torch.Tensor], tangents: dict[str, torch.Tensor], batch: int):
+def reference(
+    forward: Func, backward: Func, arguments: dict[str, torch.Tensor], tangents: dict[str, torch.Tensor], batch: int
+):
     """The results of the unsharded pair by name: ("value", position) and "grad:NAME"."""
     outputs = run(forward, [arguments[p.name] for p in forward.params], batch=batch)
     by_name = dict(arguments)
     by_name |= {v.name: x for v, x in zip(forward.returns, outputs, strict=True)}
     feed = []
     for p in backward.params:
-        feed.append(tangents[p.attrs["of"]] if p.attrs["role"] == "tangent" else by_name[str(p.attrs.get("of", p.name))])
+        feed.append(
+            tangents[p.attrs["of"]] if p.attrs["role"] == "tangent" else by_name[str(p.attrs.get("of", p.name))]
+        )
     gradients = run(backward, feed, batch=batch)
     kept = [x for x, kind in zip(outputs, forward.attrs["results"], strict=True) if kind != "saved"]
     return kept, gradients
@@ -214,11 +226,16 @@ def sharded(forward: Func, backward: Func, arguments: dict, tangents: dict, size
 
     def assemble(env, v):
         return devices.whole(env[v], v.type.shape, v.type.layout) if v is not None else None
-    kept = [assemble(env, v) for v, kind in zip(forward.returns, forward.attrs["results"], strict=True) if kind != "saved"]
+
+    kept = [
+        assemble(env, v) for v, kind in zip(forward.returns, forward.attrs["results"], strict=True) if kind != "saved"
+    ]
     return kept, [assemble(grads, v) for v in backward.returns]
 
 
-def check(pair: tuple[Func, Func], plan: tuple[Func, Func], sizes: tuple[int, ...], batch: int = 2, tolerance: float = 1e-10):
+def check(
+    pair: tuple[Func, Func], plan: tuple[Func, Func], sizes: tuple[int, ...], batch: int = 2, tolerance: float = 1e-10
+):
     """Every output and gradient of the sharded pair equals the unsharded one; returns the largest error."""
     arguments = example(pair[0], batch)
     generator = torch.Generator().manual_seed(9)

@@ -81,8 +81,16 @@ class Tape:
 
     # Emission.
 
-    def emit(self, name: str, operands: list[Value | None], results: list[str], names: list[str], operand_dims=None,
-             dtypes=None, **clauses) -> list[Value]:
+    def emit(
+        self,
+        name: str,
+        operands: list[Value | None],
+        results: list[str],
+        names: list[str],
+        operand_dims=None,
+        dtypes=None,
+        **clauses,
+    ) -> list[Value]:
         """Adds an op; its rule is read off the dims.  clauses: sum, max, copy, keep, linear, attrs."""
         attrs = clauses.pop("attrs", {})
         operands = [self._seen(v) if v is not None else None for v in operands]
@@ -91,8 +99,13 @@ class Tape:
         factors = {f for d in (*ds, *rs) if d is not None for f in flat(d)}
         reduce = tuple((f, kind) for kind in ("sum", "max", "copy") for f in clauses.get(kind, "").split())
         rule = Rule(
-            tuple(ds), tuple(rs), reduce, tuple(clauses.get("keep", "").split()), (),
-            tuple(clauses.get("linear", ())), tuple((f, self.sizes[f]) for f in sorted(factors)),
+            tuple(ds),
+            tuple(rs),
+            reduce,
+            tuple(clauses.get("keep", "").split()),
+            (),
+            tuple(clauses.get("linear", ())),
+            tuple((f, self.sizes[f]) for f in sorted(factors)),
         )
         values = [self.value(n, r, (dtypes or [None] * 9)[i]) for i, (n, r) in enumerate(zip(names, rs, strict=True))]
         self.func.ops.append(Op(name, operands, values, {**attrs, "rule": rule}))
@@ -128,8 +141,15 @@ class Tape:
         attrs = {"equation": f"{term(da)}, {term(db)} -> {term(do)}"}
         (y,) = self.emit("nn.contract", [a, b], [do], [name], sum=summed, linear=((0,), (1,)), attrs=attrs)
         if self.func is self.forward:
-            self.pulls.append(([y], lambda g: [(a, self.contract(g, b, da, f"d_{a.name}")),
-                                               (b, self.contract(g, a, db, f"d_{b.name}"))]))
+            self.pulls.append(
+                (
+                    [y],
+                    lambda g: [
+                        (a, self.contract(g, b, da, f"d_{a.name}")),
+                        (b, self.contract(g, a, db, f"d_{b.name}")),
+                    ],
+                )
+            )
         return y
 
     def add(self, a: Value, b: Value, name: str = "sum") -> Value:
@@ -145,19 +165,28 @@ class Tape:
             return g
         at = [i for i, group in enumerate(self.dims[g]) if group and group[0] in gone]
         keepdim = len(d) == len(self.dims[g])
-        (y,) = self.emit("aten.sum.dim_IntList", [g], [d], ["reduced"], sum=" ".join(gone), linear=((0,),),
-                         attrs={"dim": at, **({"keepdim": True} if keepdim else {})})
+        (y,) = self.emit(
+            "aten.sum.dim_IntList",
+            [g],
+            [d],
+            ["reduced"],
+            sum=" ".join(gone),
+            linear=((0,),),
+            attrs={"dim": at, **({"keepdim": True} if keepdim else {})},
+        )
         return y
 
     def mul(self, a: Value, b: Value, name: str = "product") -> Value:
         """b may lack leading dims or have dims of size one."""
         (y,) = self.emit("aten.mul.Tensor", [a, b], [self.dims[self._seen(a)]], [name], linear=((0,), (1,)))
         if self.func is self.forward:
+
             def pull(g):
                 pairs = [(a, self.mul(g, b))] if a in self.wants_gradient else []
                 if b in self.wants_gradient:
                     pairs.append((b, self._reduced(self.mul(g, a), self.dims[b])))
                 return pairs
+
             self.pulls.append(([y], pull))
         return y
 
@@ -170,41 +199,61 @@ class Tape:
     def silu(self, x: Value) -> Value:
         def pull(g, x, y):
             return self.emit("aten.silu_backward", [g, x], [self.dims[g]], ["d_silu"], linear=((0,),))[0]
+
         return self.unary("silu", x, pull)
 
     def relu(self, x: Value) -> Value:
         def pull(g, x, y):
-            return self.emit("aten.threshold_backward", [g, y], [self.dims[g]], ["d_relu"], linear=((0,),),
-                             attrs={"threshold": 0.0})[0]
+            return self.emit(
+                "aten.threshold_backward", [g, y], [self.dims[g]], ["d_relu"], linear=((0,),), attrs={"threshold": 0.0}
+            )[0]
+
         return self.unary("relu", x, pull)
 
     def scale(self, x: Value, factor: float) -> Value:
-        return self.unary("mul.Tensor", x, lambda g, x, y: self.scale(g, factor), linear=((0,),), attrs={"other": factor})
+        return self.unary(
+            "mul.Tensor", x, lambda g, x, y: self.scale(g, factor), linear=((0,),), attrs={"other": factor}
+        )
 
     def rms_norm(self, x: Value, weight: Value) -> Value:
         d = self.dims[x]
         h = d[-1][0]
         square = self.mul(x, x, "square")
-        (total,) = self.emit("aten.sum.dim_IntList", [square], [(*d[:-1], ())], ["total"], sum=h, linear=((0,),),
-                             attrs={"dim": [-1], "keepdim": True})
+        (total,) = self.emit(
+            "aten.sum.dim_IntList",
+            [square],
+            [(*d[:-1], ())],
+            ["total"],
+            sum=h,
+            linear=((0,),),
+            attrs={"dim": [-1], "keepdim": True},
+        )
 
         def pull_sum(g):
-            (y,) = self.emit("aten.expand", [g], [d], ["expanded"], linear=((0,),), attrs={"size": list(square.type.shape)})
+            (y,) = self.emit(
+                "aten.expand", [g], [d], ["expanded"], linear=((0,),), attrs={"size": list(square.type.shape)}
+            )
             return [(square, y)]
+
         self.pulls.append(([total], pull_sum))
         mean = self.scale(total, 1.0 / self.sizes[h])
 
         def pull_rsqrt(g, x, y):
             return self.scale(self.mul(g, self.mul(self.mul(y, y), y)), -0.5)
+
         inverse = self.unary("rsqrt", mean, pull_rsqrt)
         return self.mul(self.mul(x, inverse), weight, "normed")
 
-    def view(self, x: Value, text: str | Dims, name: str, attrs: dict, backward: tuple[str, dict], kind: str = "view") -> Value:
+    def view(
+        self, x: Value, text: str | Dims, name: str, attrs: dict, backward: tuple[str, dict], kind: str = "view"
+    ) -> Value:
         """A regrouping or transposition; backward: the op that undoes it."""
         (y,) = self.emit(f"aten.{kind}", [x], [text], [name], attrs=attrs, linear=((0,),))
         if self.func is self.forward:
             self.views[y] = (x, self.func.ops[-1])
-            self.pulls.append(([y], lambda g: [(x, self.view(g, self.dims[x], f"{name}_back", backward[1], ("", {}), backward[0]))]))
+            self.pulls.append(
+                ([y], lambda g: [(x, self.view(g, self.dims[x], f"{name}_back", backward[1], ("", {}), backward[0]))])
+            )
         return y
 
     def heads(self, x: Value, groups: str, d: str) -> Value:
@@ -221,8 +270,14 @@ class Tape:
         swap = {"dim0": 1, "dim1": 2}
         swapped = self.view(x, (b, s, h, d), "swapped", swap, ("transpose.int", swap), "transpose.int")
         three = (b, s, (*h, *d))
-        return self.view(swapped, three, "merged", {"shape": [self.size(g) for g in three]},
-                         ("reshape", {"shape": list(swapped.type.shape)}), "reshape")
+        return self.view(
+            swapped,
+            three,
+            "merged",
+            {"shape": [self.size(g) for g in three]},
+            ("reshape", {"shape": list(swapped.type.shape)}),
+            "reshape",
+        )
 
     def attention(self, q: Value, k: Value, v: Value, causal: bool = True) -> Value:
         """Grouped-query self-attention; the keys' sequence is another factor `t` than the queries'."""
@@ -233,17 +288,31 @@ class Tape:
         keep = "t d e s" if causal else "t d e"
         group = [f for f in flat(dq) if f not in flat(dk)]
         out, lse = self.emit(
-            "nn.attention", [q, k, v, None], [dq[:-1] + dv[-1:], dq[:-1]], ["attended", "lse"],
-            operand_dims=[dq, t(dk), t(dv), None], keep=keep, attrs=attrs)
+            "nn.attention",
+            [q, k, v, None],
+            [dq[:-1] + dv[-1:], dq[:-1]],
+            ["attended", "lse"],
+            operand_dims=[dq, t(dk), t(dv), None],
+            keep=keep,
+            attrs=attrs,
+        )
 
         def pull(g, _):
             do = self.dims[self._seen(out)]
             gradients = self.emit(
-                "nn.attention_backward", [g, q, k, v, None, out, lse], [dq, t(dk), t(dv)], ["d_q", "d_k", "d_v"],
-                operand_dims=[do, dq, t(dk), t(dv), None, do, dq[:-1]], keep=keep, linear=((0,),),
-                sum=" ".join(group + ([] if causal else ["s"])), attrs=attrs)
+                "nn.attention_backward",
+                [g, q, k, v, None, out, lse],
+                [dq, t(dk), t(dv)],
+                ["d_q", "d_k", "d_v"],
+                operand_dims=[do, dq, t(dk), t(dv), None, do, dq[:-1]],
+                keep=keep,
+                linear=((0,),),
+                sum=" ".join(group + ([] if causal else ["s"])),
+                attrs=attrs,
+            )
             self.dims.update(zip(gradients, (dq, dk, dv), strict=True))
             return list(zip((q, k, v), gradients, strict=True))
+
         self.pulls.append(([out, lse], pull))
         return out
 
@@ -272,11 +341,16 @@ class Tape:
         self.backward.returns = [gradients.get(p) for p in params]
         seen = [v for k, v in self.there.items() if k not in self.views]
         order = {p: i for i, p in enumerate(self.forward.params)}
-        kept = sorted((v for k, v in self.there.items() if k in order), key=lambda v: list(order).index(self._by_name(v.name)))
+        kept = sorted(
+            (v for k, v in self.there.items() if k in order), key=lambda v: list(order).index(self._by_name(v.name))
+        )
         saved = [v for v in seen if v.attrs.get("role") == "saved"]
         self.backward.params = kept + saved + tangents
-        self.backward.attrs = {"kind": Atom("backward"), "of": Symbol("block.forward"),
-                               "results": [f"grad:{p.name}" for p in params]}
+        self.backward.attrs = {
+            "kind": Atom("backward"),
+            "of": Symbol("block.forward"),
+            "results": [f"grad:{p.name}" for p in params],
+        }
         by_name = {v.name: v for v in self._forward_values}
         self.forward.returns = [*outputs, *(by_name[v.attrs["of"]] for v in saved)]
         self.forward.attrs = {"kind": Atom("forward"), "results": ["value"] * len(outputs) + ["saved"] * len(saved)}
@@ -301,10 +375,20 @@ def llama(hidden=16, heads=4, kv_heads=4, d=4, ffn=24, s=8, dtype="f64", rope=Tr
     x = tape.input("x", "b s k")
     table = tape.prelude("cos", "s d") if rope else None
     group = "h g" if heads != kv_heads else "h"
-    w = {n: tape.param(n, t) for n, t in (
-        ("norm1.weight", "k"), ("wq.weight", f"({group} d) k"), ("wk.weight", "(h d) k"), ("wv.weight", "(h e) k"),
-        ("wo.weight", f"k ({group} e)"), ("norm2.weight", "k"), ("gate.weight", "f k"), ("up.weight", "f k"),
-        ("down.weight", "k f"))}
+    w = {
+        n: tape.param(n, t)
+        for n, t in (
+            ("norm1.weight", "k"),
+            ("wq.weight", f"({group} d) k"),
+            ("wk.weight", "(h d) k"),
+            ("wv.weight", "(h e) k"),
+            ("wo.weight", f"k ({group} e)"),
+            ("norm2.weight", "k"),
+            ("gate.weight", "f k"),
+            ("up.weight", "f k"),
+            ("down.weight", "k f"),
+        )
+    }
     n = tape.rms_norm(x, w["norm1.weight"])
     q = tape.heads(tape.contract(n, w["wq.weight"], f"b s ({group} d)", "q"), group, "d")
     k = tape.heads(tape.contract(n, w["wk.weight"], "b s (h d)", "k"), "h", "d")

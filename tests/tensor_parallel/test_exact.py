@@ -54,8 +54,14 @@ def enumerate_all(problem: Problem, monkeypatch) -> float:
     return best
 
 
-CASES = [(linear_relu, (2,), "replicated"), (linear_relu, (2, 2), "sequence"), (residual, (2,), "sequence"),
-         (linear_relu, (3,), "sequence"), (residual, (2, 2), "replicated"), (two_factors, (2, 2), "replicated")]
+CASES = [
+    (linear_relu, (2,), "replicated"),
+    (linear_relu, (2, 2), "sequence"),
+    (residual, (2,), "sequence"),
+    (linear_relu, (3,), "sequence"),
+    (residual, (2, 2), "replicated"),
+    (two_factors, (2, 2), "replicated"),
+]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,4 +1,4 @@
-"""From a solution to sharded funcs: ops with their `split`, collectives where they are first needed, layouts everywhere.
+"""From a solution to sharded funcs: ops with `split`, collectives where they are first needed, layouts everywhere.
 
     %p = nn.contract(%g, %w) {split = #split<t0 = k>, ...} : tensor<Bx64x32xf32> @[_, _, _; sum t0]
     %p.reduced = comm.all_reduce(%p) {axes = ["t0"], op = "sum"} : tensor<Bx64x32xf32> @[_, _, _]
@@ -10,6 +10,7 @@ collectives.  Views are repeated in every layout in which somebody reads them (t
 from __future__ import annotations
 
 from itertools import groupby
+from math import prod
 
 from uniap_compiler.ir import Atom, Attr, Attrs, Dim, Func, Op, Struct, Symbol, Value
 
@@ -19,8 +20,12 @@ from .network import Move, move_between
 from .problem import Problem, Solution
 
 SUFFIX = {
-    "all_reduce": "reduced", "reduce_scatter": "scattered", "all_gather": "gathered", "all_to_all": "exchanged",
-    "slice": "sliced", "first": "first",
+    "all_reduce": "reduced",
+    "reduce_scatter": "scattered",
+    "all_gather": "gathered",
+    "all_to_all": "exchanged",
+    "slice": "sliced",
+    "first": "first",
 }
 
 
@@ -41,17 +46,12 @@ class _Emitter:
         self.params: tuple[dict[Tensor, Value], dict[Tensor, Value]] = ({}, {})
         self.saved: list[tuple[Value, Value]] = []
         self.ops: tuple[list[Op], list[Op]] = ([], [])
-        funcs = (self.graph.forward, self.graph.backward)
-        self.reserved = {v.name for func in funcs for v in func.values()}
+        self.names = [{v.name for v in func.values()} for func in (self.graph.forward, self.graph.backward)]
         self.used: tuple[set[str], set[str]] = (set(), set())
 
     def pair(self) -> tuple[Func, Func]:
         forward, backward = self.graph.forward, self.graph.backward
-        name = forward.name.removesuffix(".forward")
-        devices = 1
-        for size in self.mesh:
-            devices *= size
-        prefix = f"{name}.tp{devices}.{self.boundary}"
+        prefix = f"{forward.name.removesuffix('.forward')}.tp{prod(self.mesh)}.{self.boundary}"
         axes = Struct("axes", tuple((f"t{i}", size) for i, size in enumerate(self.mesh)))
         common: Attrs = {"tensor_axes": axes, "boundary": self.boundary}
 
@@ -62,8 +62,11 @@ class _Emitter:
         outputs = [v for v, kind in zip(forward.returns, result_kinds(forward), strict=True) if kind != "saved"]
         renamed: dict[str, Attr] = {v.name: w.name for v, w in zip(outputs, returns) if v is not None and w is not None}
         sharded_forward = Func(
-            f"{prefix}.forward", [self.params[FORWARD][self.graph.views[p].tensor] for p in forward.params],
-            self.ops[FORWARD], returns, {**forward.attrs, **common, "results": kinds},
+            f"{prefix}.forward",
+            [self.params[FORWARD][self.graph.views[p].tensor] for p in forward.params],
+            self.ops[FORWARD],
+            returns,
+            {**forward.attrs, **common, "results": kinds},
         )
 
         for param in backward.params:
@@ -76,7 +79,10 @@ class _Emitter:
         tangents = [self.graph.views[p].tensor for p in backward.params if p.attrs["role"] == "tangent"]
         params = [needed[t] for t in here if t in needed] + [p for _, p in self.saved] + [needed[t] for t in tangents]
         sharded_backward = Func(
-            f"{prefix}.backward", params, self.ops[BACKWARD], gradients,
+            f"{prefix}.backward",
+            params,
+            self.ops[BACKWARD],
+            gradients,
             {**backward.attrs, **common, "of": Symbol(sharded_forward.name)},
         )
         return sharded_forward, sharded_backward
@@ -128,7 +134,8 @@ class _Emitter:
     def _param(self, tensor: Tensor, phase: int) -> Value:
         state = self._root(tensor)
         view = self.graph.views[tensor.value]
-        param = Value(tensor.name, tensor.value.type.with_layout(view.layout(state, self.mesh)), dict(tensor.value.attrs))
+        type = tensor.value.type.with_layout(view.layout(state, self.mesh))
+        param = Value(tensor.name, type, dict(tensor.value.attrs))
         self.params[phase][tensor] = self.tensors[tensor, phase, state] = param
         self.used[phase].add(param.name)
         return param
@@ -170,7 +177,8 @@ class _Emitter:
             names = [f for group in rule.results[0] for f in group]  # type: ignore[union-attr]
             op.attrs["split"] = _split(tuple(names[s] if isinstance(s, int) else None for s in view.outward(state)))
             origin = view.op.results[0]
-            op.results.append(Value(self._name(origin.name, phase), origin.type.with_layout(view.layout(state, self.mesh))))
+            type = origin.type.with_layout(view.layout(state, self.mesh))
+            op.results.append(Value(self._name(origin.name, phase), type))
             self.ops[phase].append(op)
             self.views[key] = op.results[0]
         return self.views[key]
@@ -198,23 +206,25 @@ class _Emitter:
             attrs["op"] = "max" if before[move.axes[0]] == MAX else "sum"
         elif move.kind == "all_to_all":
             assert move.split is not None and move.joined is not None
-            attrs |= _place(view, before, move.split, self.mesh, "split_") | _place(view, after, move.joined, self.mesh, "concat_")
+            attrs |= _place(view, before, move.split, self.mesh, "split_")
+            attrs |= _place(view, after, move.joined, self.mesh, "concat_")
         elif move.split is not None:
             attrs |= _place(view, before, move.split, self.mesh, "")
         elif move.joined is not None:
             attrs |= _place(view, after, move.joined, self.mesh, "")
-        result = Value(self._name(f"{tensor.name}.{SUFFIX[move.kind]}", phase), value.type.with_layout(view.layout(after, self.mesh)))
+        name = self._name(f"{tensor.name}.{SUFFIX[move.kind]}", phase)
+        result = Value(name, value.type.with_layout(view.layout(after, self.mesh)))
         loc = next((op.loc for op in self.ops[phase] if value in op.results), None)
         self.ops[phase].append(Op(f"comm.{move.kind}", [value], [result], attrs, None, loc))
         return result
 
     def _name(self, wish: str, phase: int) -> str:
-        """The wish, or wish_1, ...: names of the originals are kept free for them, and names agree between the funcs."""
+        """The wish, or wish_1, ...; the names of the originals of both funcs are kept for them."""
         name, n = wish, 0
-        own = {v.name for v in (self.graph.forward, self.graph.backward)[phase].values()}
-        while name in self.used[phase] or (name in self.reserved and not (name == wish and wish in own)):
-            n += 1
-            name = f"{wish}_{n}"
+        if wish not in self.names[phase] or wish in self.used[phase]:
+            while name in self.used[phase] or name in self.names[0] or name in self.names[1]:
+                n += 1
+                name = f"{wish}_{n}"
         self.used[phase].add(name)
         return name
 

@@ -62,7 +62,11 @@ class RooflineCost:
     def op_seconds(self, op: Op, operands: list[Shape | None], results: list[Shape]) -> float:
         if op.name in VIEWS:
             return 0.0
-        values = [(v.type.dtype, s) for v, s in zip(op.flat_operands(), operands, strict=True) if v is not None and s is not None]
+        values = [
+            (v.type.dtype, s)
+            for v, s in zip(op.flat_operands(), operands, strict=True)
+            if v is not None and s is not None
+        ]
         values += [(v.type.dtype, s) for v, s in zip(op.results, results, strict=True)]
         moved = sum(ITEM_BYTES[dtype] * prod(shape) for dtype, shape in values)
         return max(flop_count(op, operands) / self.flops, moved / self.bandwidth) + self.overhead

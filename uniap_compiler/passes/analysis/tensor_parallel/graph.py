@@ -149,8 +149,13 @@ def _times(a: Dim | None, b: Dim) -> Dim:
     return b * a
 
 
-def boundary_state(tensor_dims: tuple[tuple[int, ...], ...], sizes: tuple[Dim, ...], shape: tuple[Dim, ...],
-                   mesh: tuple[int, ...], boundary: str) -> State:
+def boundary_state(
+    tensor_dims: tuple[tuple[int, ...], ...],
+    sizes: tuple[Dim, ...],
+    shape: tuple[Dim, ...],
+    mesh: tuple[int, ...],
+    boundary: str,
+) -> State:
     """Of an activation between layers: whole, or split in its sequence (dim 1 of a batch-first value)."""
     whole: State = (WHOLE,) * len(mesh)
     if boundary != "sequence" or len(shape) < 3 or not isinstance(shape[0], Affine) or isinstance(shape[1], Affine):
@@ -178,7 +183,9 @@ class _Builder:
     def _forward_value(self, param: Value) -> Value:
         name = str(param.attrs.get("of", param.name))
         if name not in self.named:
-            raise ValueError(f"@{self.graph.backward.name}: %{param.name} stands for no value of @{self.graph.forward.name}")
+            raise ValueError(
+                f"@{self.graph.backward.name}: %{param.name} stands for no value of @{self.graph.forward.name}"
+            )
         return self.named[name]
 
     def _all_dims(self) -> dict[Value, tuple[tuple[tuple[int, ...], ...], tuple[Dim, ...]]]:
@@ -190,7 +197,9 @@ class _Builder:
                 if not isinstance(rule, Rule):
                     continue
                 sizes = rule_sizes(op, rule)
-                for value, dims in zip((*op.flat_operands(), *op.results), (*rule.operands, *rule.results), strict=True):
+                for value, dims in zip(
+                    (*op.flat_operands(), *op.results), (*rule.operands, *rule.results), strict=True
+                ):
                     if value is None or dims is None:
                         continue
                     value = self.stands_for.get(value, value)
@@ -280,7 +289,10 @@ class _Builder:
                 if value is not None:
                     states = [operand_state(rule, i, c) if rule is not None else self.whole for c in choices]
                     reads.append((graph.views[value].tensor, [graph.views[value].inward(s) for s in states]))
-            made = [[result_state(rule, i, c) if rule is not None else self.whole for c in choices] for i in range(len(makes))]
+            made = [
+                [result_state(rule, i, c) if rule is not None else self.whole for c in choices]
+                for i in range(len(makes))
+            ]
             graph.steps.append(Step(len(graph.steps), op, phase, choices, reads, list(zip(makes, made, strict=True))))
 
 

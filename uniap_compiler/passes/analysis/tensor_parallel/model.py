@@ -1,11 +1,11 @@
 """The search as a mixed-integer linear programme, written with python-mip and solved by CBC.
 
-    minimise   sum_o,k  c(o,k) x(o,k)            every op does one of its choices, at the cost of its local shapes
-             + sum_p,l  m(p) r(p,l)              every parameter lies in one layout; bytes at rest have a small price
-             + sum_v,a  c(v,a) z(v,a)            every arc of a tensor's network is paid once, however many read it
+    minimise   sum_o,k  c(o,k) x(o,k)      every op does one choice, at the cost of its local shapes
+             + sum_p,l  m(p,l) r(p,l)      every parameter lies in one layout; bytes at rest have a price
+             + sum_v,a  c(v,a) z(v,a)      every arc of a tensor's network is paid once, however many readers use it
     subject to sum_k x(o,k) = 1,  sum_l r(p,l) = 1
-               flow of each reader g of v: inflow + made(v,n) = outflow + wanted(g,n)  at every node n,  f(g,a) <= z(v,a)
-               made(v,n) = sum of the x that make v in n;   wanted(g,n) = sum of the x that read it in n
+               for each reader g of v, at every node n:  inflow + made(v,n) = outflow + wanted(g,n),  f(g,a) <= z(v,a)
+               made(v,n) = sum of the x that make v in n,  wanted(g,n) = sum of the x that read it in n
 
 Only x and r are binary: with them fixed the rest are shortest-path and Steiner problems, whose relaxation is nearly
 always integral.  `evaluate` prices a solution exactly, arc by arc, and the solver's objective is checked against it.
@@ -130,7 +130,12 @@ class Programme:
             self._flow(f"{tensor.index}_{g}", source, demand, arcs, z)
 
     def _flow(
-        self, name: str, source: Mapping[Node, Amount], demand: Mapping[Node, Amount], arcs: list[Arc], z: dict[Arc, mip.Var]
+        self,
+        name: str,
+        source: Mapping[Node, Amount],
+        demand: Mapping[Node, Amount],
+        arcs: list[Arc],
+        z: dict[Arc, mip.Var],
     ) -> None:
         """One reader's unit of flow: at every node, what comes in and what is made goes on or is wanted there."""
         terms: dict[Node, tuple[list[mip.Var], list[float]]] = {}
@@ -162,8 +167,11 @@ class Programme:
         rest = {tensor: max(row, key=lambda s: row[s].x) for tensor, row in self.r.items()}
         solution = evaluate(self.problem, choice, rest)
         solution.statistics = {
-            "columns": self.model.num_cols, "binaries": self.model.num_int, "rows": self.model.num_rows,
-            "nonzeros": self.model.num_nz, "objective": self.model.objective_value,
+            "columns": self.model.num_cols,
+            "binaries": self.model.num_int,
+            "rows": self.model.num_rows,
+            "nonzeros": self.model.num_nz,
+            "objective": self.model.objective_value,
         }
         return solution
 

@@ -92,7 +92,14 @@ class Prices:
     HAIR = 1e-3
 
     def __init__(
-        self, cost: LayerCost, mesh: tuple[int, ...], second: float, saved: float, rest: float, round: float, communication: float
+        self,
+        cost: LayerCost,
+        mesh: tuple[int, ...],
+        second: float,
+        saved: float,
+        rest: float,
+        round: float,
+        communication: float,
     ) -> None:
         self.cost, self.mesh, self.second, self.round, self.communication = cost, mesh, second, round, communication
         self.saved_byte, self.rest_byte = saved, rest
@@ -128,7 +135,9 @@ def arcs_of(tensor: Tensor, states: list[State], phases: Collection[int], prices
     for a in states:
         for b in states:
             move = move_between(a, b) if a != b else None
-            if move is None or (move.kind == "all_to_all" and (tensor.source == "parameter" or _same_dim(tensor, move))):
+            if move is None or (
+                move.kind == "all_to_all" and (tensor.source == "parameter" or _same_dim(tensor, move))
+            ):
                 continue
             price = prices.move(tensor, a, b, move)
             arcs += [Arc((phase, a), (phase, b), move, price) for phase in sorted(phases)]

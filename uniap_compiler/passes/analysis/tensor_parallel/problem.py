@@ -50,7 +50,7 @@ class Problem:
 
 @dataclass(eq=False, slots=True)
 class Solution:
-    """choice: per step its index; rest: per parameter its layout.  trees: how each (tensor, phase) reaches its readers."""
+    """choice: per step its index.  rest: per parameter its layout.  trees: how a (tensor, phase) reaches its readers."""
 
     choice: list[int]
     rest: dict[Tensor, State]
@@ -72,7 +72,13 @@ def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
         elif tensor.phase == FORWARD and tensor.source != "whole":
             saved += tensor.local_bytes(whole, mesh, cost.batch)
     prices = Prices(
-        cost, mesh, second, 1000 * weights.saved / saved, 1000 * weights.rest / rest, 1000 * weights.round, weights.communication
+        cost,
+        mesh,
+        second,
+        1000 * weights.saved / saved,
+        1000 * weights.rest / rest,
+        1000 * weights.round,
+        weights.communication,
     )
     problem = Problem(graph, prices, [[s / second for s in row] for row in seconds], {}, {}, {}, {}, {})
 
@@ -98,7 +104,9 @@ def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
         problem.states[tensor] = with_intermediates(wanted[tensor])
         problem.arcs[tensor] = arcs_of(tensor, problem.states[tensor], phases[tensor], prices)
         if tensor.source == "parameter":
-            problem.rests[tensor] = [s for s in problem.states[tensor] if all(x == WHOLE or isinstance(x, int) for x in s)]
+            problem.rests[tensor] = [
+                s for s in problem.states[tensor] if all(x == WHOLE or isinstance(x, int) for x in s)
+            ]
     for sink in graph.sinks:
         if sink.gradient_of is not None:
             problem.sinks[sink] = _gradient_states(problem, sink, sink.gradient_of)
@@ -115,7 +123,9 @@ def _choice_seconds(graph: Graph, step: Step, cost: LayerCost) -> list[float]:
             if value is not None:
                 _, states = next(reads)
                 shapes[-1] = graph.views[value].local_shape(value, states[k], graph.mesh, cost.batch)
-        makes = [graph.views[t.value].local_shape(t.value, states[k], graph.mesh, cost.batch) for t, states in step.makes]
+        makes = [
+            graph.views[t.value].local_shape(t.value, states[k], graph.mesh, cost.batch) for t, states in step.makes
+        ]
         result.append(cost.op_seconds(step.op, shapes, makes))
     return result
 
