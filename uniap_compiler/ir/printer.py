@@ -138,25 +138,41 @@ def _operand(operand: Any) -> str:
 
 
 def print_func(func: Func, indent: str = "") -> str:
+    body = [f"{indent}  {print_op(op)}" for op in func.ops]
+    result = f"{indent}  return " + ", ".join(map(print_value, func.returns))
+    return "\n".join([_head(func, indent), *body, result.rstrip(), f"{indent}}}"])
+
+
+def _head(func: Func, indent: str) -> str:
+    """On one line where it fits; else one parameter per line, then one result and one attribute per line."""
     params = [
         f"{value_name(p.name)}: {print_type(p.type)}" + (f" {print_attrs(p.attrs)}" if p.attrs else "")
         for p in func.params
     ]
     types = ["none" if v is None else print_type(v.type) for v in func.returns]
-    head = f"{indent}func {symbol_name(func.name)}"
-    tail = f" attributes {print_attrs(func.attrs)} {{" if func.attrs else " {"
-    line = f"{head}({', '.join(params)}) -> ({', '.join(types)}){tail}"
-    if len(line) > WIDTH:  # one parameter per line
-        broken = (",\n" + indent + "    ").join(params)
-        line = f"{head}(" + (f"\n{indent}    {broken}\n{indent}" if params else "") + f") -> ({', '.join(types)}){tail}"
-    body = [f"{indent}  {print_op(op)}" for op in func.ops]
-    result = f"{indent}  return " + ", ".join(map(print_value, func.returns))
-    return "\n".join([line, *body, result.rstrip(), f"{indent}}}"])
+    start = f"{indent}func {symbol_name(func.name)}"
+    results = f" -> ({', '.join(types)})"
+    attrs = f" attributes {print_attrs(func.attrs)}" if func.attrs else ""
+    line = f"{start}({', '.join(params)}){results}{attrs} {{"
+    if len(line) <= WIDTH:
+        return line
+    if len(indent) + len(results) + len(attrs) > 2 * WIDTH:
+        results = " -> (" + _one_per_line(types, indent) + ")"
+        pairs = [f"{_key(key)} = {print_attr(value)}" for key, value in func.attrs.items()]
+        attrs = " attributes {" + _one_per_line(pairs, indent) + "}" if pairs else ""
+    return f"{start}({_one_per_line(params, indent)}){results}{attrs} {{"
+
+
+def _one_per_line(items: list[str], indent: str) -> str:
+    return "".join(f"\n{indent}    {item}," for item in items)[:-1] + f"\n{indent}" if items else ""
 
 
 def print_module(module: Module, header: bool = True) -> str:
     """The whole module, ending in a newline."""
     attrs = f" attributes {print_attrs(module.attrs)}" if module.attrs else ""
+    if len(attrs) > 2 * WIDTH:
+        pairs = [f"{_key(key)} = {print_attr(value)}" for key, value in module.attrs.items()]
+        attrs = " attributes {" + _one_per_line(pairs, "") + "}"
     lines = [HEADER] if header else []
     lines.append(f"module {symbol_name(module.name)}{attrs} {{")
     lines.extend(f"  {print_op(op)}" for op in module.ops)
