@@ -134,7 +134,8 @@ def test_packs_agree_between_callers_and_callees() -> None:
     packs = find_packs(stages, bodies)
     assert packs.params == {"block.dp2.tp2.backward": [(2, 5)]}
     assert [[v.name for v in pack] for pack in packs.of["stage_0.forward"]] == [
-        ["x0", "relu0", "mask0"], ["x1", "relu1", "mask1"],
+        ["x0", "relu0", "mask0"], ["x1", "relu1", "mask1"], ["blocks.0.up", "blocks.0.bias", "blocks.0.down"],
+        ["blocks.1.up", "blocks.1.bias", "blocks.1.down"],
     ]  # fmt: skip
     assert [[v.name for v in pack] for pack in packs.of["stage_0.backward"]] == [
         ["x1", "relu1", "mask1"], ["x0", "relu0", "mask0"], ["up1.grad", "bias1.grad", "down1.grad"],
@@ -193,3 +194,22 @@ def test_a_call_may_take_over_the_name_of_its_operand() -> None:
     value = torch.randn(64, 64)
     (found,) = space["forward"](None, [value])
     assert torch.equal(found, value.exp().exp().sum())
+
+
+def test_unwanted_results_of_a_call_are_given_up_at_once() -> None:
+    """With recomputation the forward's saved values are not kept."""
+    t = TensorType((64, 64), "f32")
+    x, y, s = Value("x", t), Value("y", t), Value("s", t)
+    inner = Func("f", [x], [Op("aten.sin", [x], [s]), Op("aten.exp", [s], [y])], [y, s], {"kind": "forward"})
+    h, h1, h2 = Value("h", t), Value("h1", t), Value("h2", t)
+    s1, s2 = Value("s1", t), Value("s2", t)
+    stage = Func("stage_0.forward", [h], [
+        Op("plan.call", [h], [h1, s1], {"layer": "f.0"}, "f"), Op("plan.call", [h1], [h2, s2], {"layer": "f.1"}, "f"),
+    ], [h2, s2], {"args": ["input:batch.x"], "results": ["send:h", "saved:s"]})  # fmt: skip
+    module = Module("m")
+    module.add(inner)
+    module.add(stage)
+    text = write_stage(module, 0, 1, ())
+    assert "    h1 = f(comm, h)[0]" in text and "    h2, s2 = f(comm, h1)" in text
+    value = torch.randn(64, 64)
+    assert torch.equal(run(text)["forward"](None, [value])[0], value.sin().exp().sin().exp())

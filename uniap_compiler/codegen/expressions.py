@@ -28,13 +28,14 @@ _END = 2**63 - 1
 
 @dataclass(frozen=True)
 class Call:
-    """`head(a, b, c)`: kept apart so that a long call can be wrapped between its arguments."""
+    """`head(a, b, c)tail`: kept apart so that a long call can be wrapped between its arguments."""
 
     head: str
     args: list[str] = field(default_factory=list)
+    tail: str = ""
 
     def __str__(self) -> str:
-        return f"{self.head}({', '.join(self.args)})"
+        return f"{self.head}({', '.join(self.args)}){self.tail}"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..ir import Func, Loc, Op, TensorType, Value
 from .expressions import Call, Scope, expression
@@ -161,18 +161,22 @@ class _Writer:
                 self.lines.append(f"    {name} = {source}")
                 continue
             names = [self._declare(p) for p in params[start:stop]]
-            self.lines += assignment(names if len(names) > 1 else [f"({names[0]},)"], source)
+            self.lines += assignment(names, source if len(names) > 1 else f"args[{start}]")
 
     def _name_packs(self) -> None:
         """saved_layers_0: a pack is called after the layer whose call makes or takes it."""
+        persistent = {p for p in self.func.params if p not in self.owned}
+        made: set[str] = set()
         for pack in self.packs:
             maker = next((op for op in self.func.ops if pack[0] in op.results), None)
             taker = next((op for op in self.func.ops if pack[0] in op.flat_operands()), None)
             call = maker or taker
             layer = call.attrs.get("layer") if call is not None else None
             backward = maker is not None and phase_of(maker, self._callee(maker).func) == "backward"
-            wish = "grads" if backward else "saved"
-            self.packs[pack] = self.names.create(f"{wish}_{layer}" if layer else wish)
+            wish = "grads" if backward else "weights" if pack[0] in persistent else "saved"
+            wish = f"{wish}_{layer}" if layer else wish
+            self.packs[pack] = self.names.create(f"more_{wish}" if wish in made else wish)
+            made.add(wish)
 
     # -- the body ---------------------------------------------------------------------------------------------------
 
@@ -190,10 +194,10 @@ class _Writer:
             self._statement(i, op)
         self.lines += returned(self._returned())
         # Comments stand in one column, as far to the right as all but a few long lines need.
-        lengths = sorted(len(self.lines[n]) for n in self.comments if self.lines[n].strip() != ")")
+        lengths = sorted(len(self.lines[n]) for n in self.comments if not self.lines[n].startswith("    )"))
         column = min(_COLUMN, lengths[-1 - len(lengths) // 8]) if lengths else 0
         for n, types in self.comments.items():
-            self.lines[n] = f"{self.lines[n]:<{0 if self.lines[n].strip() == ')' else column}}  # {types}"
+            self.lines[n] = f"{self.lines[n]:<{0 if self.lines[n].startswith('    )') else column}}  # {types}"
         return self.lines
 
     def _place(self, op: Op) -> str:
@@ -204,21 +208,30 @@ class _Writer:
 
     def _statement(self, i: int, op: Op) -> None:
         value = self._call(op) if op.name == "plan.call" else expression(op, self.scope)
+        if isinstance(value, Call) and (used := self._used(op)):
+            value = replace(value, tail="[0]" if used == 1 else f"[:{used}]")
         dying = [v for v in dict.fromkeys(op.flat_operands()) if v is not None and self.last[v] == i]
         targets = self._targets(op, dying)
         self.lines += assignment(targets, value)
-        types = ", ".join(shown_type(r.type) for r in op.results if r not in self.packed and r in self.last)
+        types = ", ".join(shown_type(r.type) for r in op.results if r not in self.packed and r in self.python)
         if types:
             self.comments[len(self.lines) - 1] = types
         taken_over = {self.python.get(r) for r in op.results}
         self.dead += [
             v for v in dying if v in self.owned and v not in self.packed and self.python[v] not in taken_over
         ]
-        self.dead += [r for r in op.results if r not in self.last and self.python.get(r)]
+        self.dead += [r for r in op.results if r not in self.last and r in self.python]
+
+    def _used(self, op: Op) -> int:
+        """How many results of a call are wanted, when the rest of them is to be given up at once; else 0."""
+        wanted = [r in self.last for r in op.results] if op.name == "plan.call" else []
+        count = sum(wanted)
+        return count if 0 < count < len(wanted) and all(wanted[:count]) else 0
 
     def _targets(self, op: Op, dying: list[Value]) -> list[str]:
         names: list[str] = []
-        for result in op.results:
+        used = self._used(op)
+        for result in op.results[: used or None]:
             pack = self.packed.get(result)
             if pack is not None:
                 if result is pack[0]:
@@ -226,12 +239,13 @@ class _Writer:
             elif result not in self.last and (size_bytes(result.type) <= self.largest // 4 or len(op.results) == 1):
                 names.append("_")
             else:
-                names.append(self._declare(result, dying if len(op.results) == 1 else []))
+                names.append(self._declare(result, dying if used == 1 or len(op.results) == 1 else []))
         if all(n == "_" for n in names):
             return ["_"] if names else []
         if len(names) == 1 and names[0].startswith("*"):
             return [f"({names[0]},)"]
-        return [f"({names[0]},)"] if len(names) == 1 and (op.name == "plan.call" or len(op.results) > 1) else names
+        one = len(names) == 1 and used != 1 and (op.name == "plan.call" or len(op.results) > 1)
+        return [f"({names[0]},)"] if one else names
 
     def _call(self, op: Op) -> Call:
         callee = self._callee(op)
@@ -244,6 +258,9 @@ class _Writer:
                 pack = self.packed.get(group[0])
                 args.append(self.packs[pack] if pack else f"[{', '.join(map(self._name, group))}]")
                 i = starts[i]
+            elif isinstance(operand, Value) and operand in self.packed:
+                args.append("*" + self.packs[self.packed[operand]])
+                i += len(self.packed[operand])
             else:
                 args.append("None" if operand is None else self.scope.show(operand))
                 i += 1

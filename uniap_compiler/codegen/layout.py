@@ -34,7 +34,7 @@ def assignment(targets: list[str], value: Call | str, indent: str = "    ") -> l
         lines[-1] += value
         return lines
     lines[-1] += value.head + "("
-    return [*lines, *fill(value.args, indent + "    "), f"{indent})"]
+    return [*lines, *fill(value.args, indent + "    "), f"{indent}){value.tail}"]
 
 
 def returned(values: list[str], indent: str = "    ") -> list[str]:

@@ -7,7 +7,8 @@ schedule, and the stage's backward gives them to the block's backward, which alo
     saved_layers_0 = args[9:40]                                block_backward(comm, ..., saved_layers_0, grad_h1)
 
 The callee takes such a list, unpacks and clears it, so that the values die at their last use in the callee and not
-when the caller's names go out of scope.  Found from uses alone: no role is read here.
+when the caller's names go out of scope.  Gradients of a layer's parameters travel the same way.  The parameters
+themselves are handed on with a star: `block_forward(comm, h0, *weights_layers_0)`.
 """
 
 from __future__ import annotations
@@ -55,16 +56,29 @@ def _calls(func: Func, callees: dict[str, Func]) -> list[Op]:
 
 def _origins(func: Func) -> dict[object, tuple[int, int]]:
     """Where a value that is used exactly once comes from: (-1, param), only what was saved, or (op, result)."""
-    roles = func.attrs.get("args")
-    assert isinstance(roles, list)
-    uses = Counter(v for op in func.ops for v in op.flat_operands() if v is not None)
-    uses.update(v for v in func.returns if v is not None)
-    saved = [str(role).startswith("saved:") for role in roles]
-    found = {v: (-1, i) for i, v in enumerate(func.params) if saved[i]}
+    found: dict[object, tuple[int, int]] = dict(_params(func, "saved:"))
+    uses = _uses(func)
     for k, op in enumerate(func.ops):
         if op.name == "plan.call":
             found.update({v: (k, i) for i, v in enumerate(op.results)})
     return {v: place for v, place in found.items() if uses[v] == 1}
+
+
+def _params(func: Func, prefix: str) -> dict[object, tuple[int, int]]:
+    """Params of a role that are used exactly once."""
+    roles, uses = func.attrs.get("args"), _uses(func)
+    assert isinstance(roles, list)
+    return {
+        v: (-1, i)
+        for i, (v, role) in enumerate(zip(func.params, roles, strict=True))
+        if str(role).startswith(prefix) and uses[v] == 1
+    }
+
+
+def _uses(func: Func) -> Counter[object]:
+    uses: Counter[object] = Counter(v for op in func.ops for v in op.flat_operands() if v is not None)
+    uses.update(v for v in func.returns if v is not None)
+    return uses
 
 
 def _adjacent(a: tuple[int, int] | None, b: tuple[int, int] | None) -> bool:
@@ -103,4 +117,15 @@ def _packs_of(func: Func, callees: dict[str, Func], packs: Packs) -> list[tuple[
             result.append(tuple(values))
         elif len(values) > len(best.get(source, [])):
             best[source] = values
-    return result + [tuple(values) for values in best.values()]
+    return result + [tuple(values) for values in best.values()] + _weights(func, callees)
+
+
+def _weights(func: Func, callees: dict[str, Func]) -> list[tuple[Value, ...]]:
+    """Parameters that one call takes as they lie in the arguments."""
+    origin = _params(func, "param:")
+    packs = []
+    for op in _calls(func, callees):
+        places = [origin.get(v) if isinstance(v, Value) else None for v in op.operands]
+        join = [_adjacent(a, b) for a, b in zip(places, places[1:], strict=False)]
+        packs += [tuple(v for v in op.operands[a:b] if isinstance(v, Value)) for a, b in _runs(join)]
+    return packs
