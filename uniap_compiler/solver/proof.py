@@ -23,8 +23,8 @@ from uniap_compiler.solver.miqp import Miqp, StageTimes, build_miqp
 from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.tables import StageCosts
 
-#: Models below this many layer-stage-strategy choices are tried without derived rows first.
-SMALL = 400
+#: Models of at most this many binaries y are tried without derived rows first, for so many seconds.
+SMALL, SMALL_SECONDS = 120, 1.0
 
 
 @dataclass(frozen=True)

@@ -72,12 +72,14 @@ class Raw:
     def _extra(self, v: int) -> list[float]:
         """What values read by layer v cost it at least, by its strategy."""
         extra = [0.0] * self.K
-        for value in self.problem.values:
-            times = value.readers.count(v)
-            if times:
-                classes = {self.layout[k] for k in self.choices[value.source]}
-                for k in range(self.K):
-                    extra[k] += times * min((value.reshard[q][self.layout[k]] for q in classes), default=0.0)
+        for source in {value.source for value in self.problem.values if v in value.readers}:
+            tables = [value for value in self.problem.values if value.source == source]
+            for k in range(self.K):
+                paid = [
+                    sum(value.readers.count(v) * value.reshard[q][self.layout[k]] for value in tables)
+                    for q in {self.layout[l] for l in self.choices[source]}
+                ]
+                extra[k] += min(paid, default=0.0)
         return extra
 
     def impossible(self) -> bool:

@@ -32,14 +32,26 @@ def further_plans(problem: Problem, best: Plan, count: int, backend: str, gap: f
         if found is None:
             break
         plans.append(found)
-    for n in range(len(problem.candidates)):
-        if len(plans) > count or time.monotonic() > deadline:
-            break
-        seconds = max(0.05, min(DIFFERENT_SECONDS, deadline - time.monotonic()))
-        other = _different(problem, n, plans, backend, gap, seconds)
-        if other is not None:
-            plans.append(other)
+    shapes = list(dict.fromkeys((plan.stages, plan.micro_batches) for plan in plans))
+    while shapes and len(plans) <= count and time.monotonic() < deadline:
+        found = _of_shape(problem, shapes[0], plans, backend, gap, deadline)
+        if found is None:
+            shapes.pop(0)  # nothing else is different enough there
+        else:
+            plans.append(found)
     return sorted(plans[1:], key=lambda plan: (plan.objective, plan.candidate))
+
+
+def _of_shape(
+    problem: Problem, shape: tuple[int, int], plans: list[Plan], backend: str, gap: float, deadline: float
+) -> Plan | None:
+    """The best plan with these stages and micro-batches that differs from all `plans`."""
+    found = []
+    for n, candidate in enumerate(problem.candidates):
+        if (candidate.stages, candidate.micro_batches) == shape and time.monotonic() < deadline:
+            seconds = max(0.05, min(DIFFERENT_SECONDS, deadline - time.monotonic()))
+            found.append(_different(problem, n, plans, backend, gap, seconds))
+    return min((plan for plan in found if plan is not None), key=lambda plan: plan.objective, default=None)
 
 
 def _different(problem: Problem, n: int, plans: list[Plan], backend: str, gap: float, seconds: float) -> Plan | None:

@@ -1,0 +1,110 @@
+"""The certificate confirms what is right, and refuses tables with one entry raised or lowered."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from uniap_compiler.solver import Plan, Problem, enumerate_plans, solve
+from uniap_compiler.solver.branch import relax
+from uniap_compiler.solver.certificate import check_rows, check_sweep
+from uniap_compiler.solver.instance import build_instance
+from uniap_compiler.solver.miqp import StageTimes
+from uniap_compiler.solver.proof import close, derive
+from uniap_compiler.solver.recount import Raw
+
+from .random_problems import random_problem
+
+CASES = Path(__file__).parent / "cases"
+
+
+def rows_of(name: str) -> tuple[Problem, Plan, StageTimes]:
+    problem = Problem.load(CASES / f"{name}.json")
+    plan = solve(problem).plans[0]
+    derived = derive(relax(build_instance(problem, plan.candidate), {}), plan.objective * 1.02)
+    assert derived is not None
+    return problem, plan, derived
+
+
+@pytest.mark.parametrize("name", ["gpt26-n8", "gpt50-n32", "tiny-04"])
+def test_refuses_every_changed_entry(name: str) -> None:
+    problem, plan, derived = rows_of(name)
+    raw = Raw(problem, plan.candidate)
+    assert check_rows(raw, derived) == ([], sum(len(values) for values in derived.entries.values()))
+    changed = 0
+    for key in list(derived.entries)[:: max(1, len(derived.entries) // 12)]:
+        for weight in derived.entries[key]:
+            for factor in (1 + 1e-6, 1 - 1e-6, 1.05, 0.95):
+                wrong = copy.deepcopy(derived)
+                wrong.entries[key][weight] *= factor
+                refusals, _ = check_rows(raw, wrong)
+                assert refusals, f"{key} x {factor} went unnoticed"
+                changed += 1
+    assert changed >= 4
+
+
+def test_refuses_a_raised_entry_with_its_own_witness() -> None:
+    """The strategies that come with a value attain it, but others are faster: only the label search can see that."""
+    problem, plan, derived = rows_of("gpt26-n8")
+    raw = Raw(problem, plan.candidate)
+    (key, strategies), *_ = [(key, by[w]) for key, by in derived.witness.items() for w in by]
+    i, a, b = key
+    for u in range(a, b + 1):
+        for k in raw.choices[u]:
+            slower = list(strategies)
+            slower[u - a] = k
+            value = raw.interval_time(i, a, b, slower, 0.0)
+            if value is not None and value > derived.entries[key][0.0] * (1 + 1e-6):
+                wrong = StageTimes(derived.threshold, {key: {0.0: value}}, {key: {0.0: slower}})
+                assert check_rows(raw, wrong)[0]
+                return
+    pytest.fail("no slower choice found")
+
+
+def test_a_raised_entry_cuts_off_the_optimum() -> None:
+    """Why this matters: the MIQP itself believes its rows."""
+    problem, plan, derived = rows_of("gpt26-n8")
+    at = build_instance(problem, plan.candidate)
+    honest = close(at, derived, None, "cbc", 1e-7, 60.0)
+    assert honest.bound == pytest.approx(plan.objective, rel=1e-6)
+    for values in derived.entries.values():
+        for weight in values:
+            values[weight] *= 1.01
+    assert close(at, derived, None, "cbc", 1e-7, 60.0).bound > plan.objective * 1.005
+
+
+@pytest.mark.parametrize("name", ["tiny-00", "tiny-02", "tiny-05", "gpt26-n8"])
+def test_certified(name: str) -> None:
+    result = solve(Problem.load(CASES / f"{name}.json"), certify=True)
+    assert result.status == "optimal"
+    assert result.proof["certificate"]["certified"]
+
+
+def test_a_plan_that_is_not_optimal_is_not_certified() -> None:
+    """Every candidate's proof is asked for: with the optimum forbidden to be below, some candidate must refuse."""
+    refused = 0
+    for seed in range(40):
+        problem = Problem.from_json(random_problem(seed))
+        plans = sorted(enumerate_plans(problem))
+        if not plans or plans[-1][0] < plans[0][0] * 1.001:
+            continue
+        objective, n, stage, strategy = plans[-1]
+        candidate = problem.candidates[n]
+        worse = Plan(n, candidate.stages, candidate.micro_batches, stage, strategy, objective)
+        report = check_sweep(problem, worse, objective * (1 - 1e-6), "cbc", 1e-6)
+        assert not report.certified
+        refused += 1
+    assert refused > 20
+
+
+def test_certificates_of_random_problems() -> None:
+    checked = 0
+    for seed in range(60):
+        problem = Problem.from_json(random_problem(seed))
+        result = solve(problem, certify=True)
+        if result.plans:
+            assert result.status == "optimal" and result.proof["certificate"]["certified"], seed
+            checked += result.proof["certificate"]["values_recomputed"]
+    assert checked > 50
