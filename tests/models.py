@@ -298,6 +298,101 @@ class VectorLoss(nn.Module):
         return self.net(x).squeeze(-1)
 
 
+class ConvNext(nn.Module):
+    """Two stages of blocks, each a Sequential around a skip connection; a downsampling layer between them."""
+
+    class Block(nn.Module):
+        def __init__(self, c: int) -> None:
+            super().__init__()
+            self.depthwise = nn.Conv2d(c, c, 3, padding=1, groups=c)
+            self.mlp = nn.Sequential(nn.LayerNorm(c), nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c))
+            self.scale = nn.Parameter(torch.full((c,), 0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.mlp(self.depthwise(x).permute(0, 2, 3, 1)) * self.scale
+            return x + y.permute(0, 3, 1, 2)
+
+    def __init__(self, c: int = 6) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, c, 2, stride=2),
+            nn.Sequential(ConvNext.Block(c), ConvNext.Block(c)),
+            nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, 2 * c, 2, stride=2)),
+            nn.Sequential(ConvNext.Block(2 * c), ConvNext.Block(2 * c), ConvNext.Block(2 * c)),
+        )
+        self.head = nn.Sequential(nn.LayerNorm(2 * c), nn.Linear(2 * c, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean([-2, -1]))
+
+
+class Swin(nn.Module):
+    """Windows of attention; every second block shifts them and masks what does not belong together."""
+
+    class Block(nn.Module):
+        def __init__(self, width: int, size: int, window: int, shift: int) -> None:
+            super().__init__()
+            self.window, self.shift, self.size = window, shift, size
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+            self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+            self.bias = nn.Parameter(torch.randn(2, window * window, window * window) * 0.1)
+            regions = torch.zeros(size, size)
+            if shift:
+                regions[-shift:, :] += 1
+                regions[:, -shift:] += 2
+            parts = self.split(regions[None, :, :, None]).squeeze(-1)
+            self.register_buffer("mask", (parts[:, None] != parts[:, :, None]).float() * -100.0, persistent=False)
+
+        def split(self, x: Tensor) -> Tensor:
+            n, w = self.size // self.window, self.window
+            return x.view(-1, n, w, n, w, x.shape[-1]).permute(0, 1, 3, 2, 4, 5).reshape(-1, w * w, x.shape[-1])
+
+        def forward(self, x: Tensor) -> Tensor:
+            n, w, batch = self.size // self.window, self.window, x.shape[0]
+            h = self.norm1(x)
+            if self.shift:
+                h = torch.roll(h, (-self.shift, -self.shift), (1, 2))
+            q, k, v = self.qkv(self.split(h)).view(-1, w * w, 3, 2, x.shape[-1] // 2).permute(2, 0, 3, 1, 4).unbind(0)
+            bias = self.bias + self.mask.repeat(batch, 1, 1).unsqueeze(1)
+            h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+            h = self.out(h).view(batch, n, n, w, w, -1).permute(0, 1, 3, 2, 4, 5).reshape(x.shape)
+            if self.shift:
+                h = torch.roll(h, (self.shift, self.shift), (1, 2))
+            x = x + h
+            return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+    def __init__(self, width: int = 8, size: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, 2, stride=2)
+        self.blocks = nn.ModuleList(Swin.Block(width, size // 2, 2, i % 2) for i in range(4))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).permute(0, 2, 3, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+class Statistics(nn.Module):
+    """One batch norm called twice, and a running average that is read after it has been changed."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.register_buffer("average", torch.zeros(width))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x)))
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        x = torch.relu(self.norm(self.second(x)))
+        return self.head(x - self.average)
+
+
 def _tokens(length: int, vocab: int = 11) -> Tensor:
     return torch.randint(vocab, (ROWS, length))
 
@@ -327,6 +422,9 @@ _MAKERS: dict[str, Callable[[], TrainingTask]] = {
     ),
     "encoder": lambda: _classify(Encoder(), _tokens(6)),
     "decoder": lambda: TrainingTask(Decoder(), (_tokens(5), _tokens(6)), _token_loss, _tokens(6)),
+    "convnext": lambda: _classify(ConvNext(), torch.randn(ROWS, 3, 8, 8)),
+    "swin": lambda: _classify(Swin(), torch.randn(ROWS, 3, 8, 8)),
+    "statistics": lambda: _classify(Statistics(), torch.randn(ROWS, 8)),
     "einsum": lambda: _classify(Einsum(), torch.randn(ROWS, 6, 8)),
     "vector_loss": lambda: TrainingTask(VectorLoss(), torch.randn(ROWS, 6), nn.BCEWithLogitsLoss(), torch.rand(ROWS)),
 }

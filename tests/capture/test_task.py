@@ -118,6 +118,7 @@ def test_batches_and_losses() -> None:
     assert "its first dim must be the batch" in refused(TrainingTask(Identity(), x, F.mse_loss, torch.tensor(1.0)))
     assert "holds no tensor" in refused(TrainingTask(Identity(), ()))
     assert "the loss is a tuple" in refused(TrainingTask(Identity(), x, lambda o, t: (o, t), x))
+    assert "no parameter of the model needs a gradient" in refused(TrainingTask(nn.ReLU(), x, F.mse_loss, x))
     with pytest.raises(Diagnostic, match="the optimizer 'lion' is not known"):
         TrainingTask(Identity(), x, optimizer="lion")
     with pytest.raises(Diagnostic, match="'f23' is not a dtype"):

@@ -19,9 +19,11 @@ from uniap_compiler.bridge.unify import BATCHES, THIRD, Mismatch, unify
 from uniap_compiler.ir import Atom, ConstantStore, Diagnostic, Func, Module, Struct, struct
 
 from .batch import example_rows, leaves, rebuild
+from .dtypes import explicit_dtypes
 from .export import export, user_line
 from .fold import drop_identities, fold_constants, store_constants
 from .from_fx import Graph, from_fx
+from .precision import promoted
 from .task import Optimizer, TrainingTask
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ def capture(
     inputs = [*leaves(task.batch, "batch"), *leaves(task.targets, "targets")]
     example_rows(inputs)
     wanted = _dtype(dtype)
+    if not any(p.requires_grad for p in task.model.parameters()):
+        raise Diagnostic("no parameter of the model needs a gradient", help="there is nothing to train")
     own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
     if wanted is not None and wanted != own:
         task = converted(task, wanted)
@@ -55,6 +59,7 @@ def capture(
     graphs = [_graph(task, batch, wanted, paths, root) for batch in BATCHES]
     func = _unify(graphs[0], graphs[1])
     _locate_loss(func, task, root)
+    explicit_dtypes(func)
     drop_identities(func)
     fold_constants(func, graphs[0].constants, task.model)
     prune(func)
@@ -80,7 +85,9 @@ def capture(
 
 
 def _graph(task: TrainingTask, batch: int, dtype: torch.dtype | None, paths: list[str], root: Path | None) -> Graph:
-    return from_fx(export(task, batch, dtype, root), paths, task.model, root)
+    program = export(task, batch, dtype, root)
+    with promoted(dtype):
+        return from_fx(program, paths, task.model, root)
 
 
 def _unify(first: Graph, second: Graph) -> Func:

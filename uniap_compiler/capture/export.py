@@ -125,7 +125,7 @@ def user_line(trace: str, root: Path | None, module: str = "") -> Loc | None:
     """The innermost frame that is neither torch's nor ours, else the innermost of torch's modules."""
     found = fallback = None
     for file, line, _ in _FRAME.findall(trace):
-        if file.startswith("<") or file.startswith(_OURS):
+        if file.startswith(("<", _OURS)):
             continue
         if file.startswith(_TORCH) or "/lib/python3" in file and "site-packages" not in file:
             if "/torch/nn/" in file:

@@ -48,11 +48,17 @@ class Differentiate:
             if backward is not None:
                 canonicalize(backward)
                 module.add(backward)
-        module.add(_step(main, pairs, module.attrs.get("dtype")))
+        step = module.add(_step(main, pairs))
+        kinds = step.attrs["results"]
+        assert isinstance(kinds, list)
+        if all(v is None for v, k in zip(step.returns, kinds) if str(k).startswith("grad:")):
+            raise Diagnostic(
+                "the loss depends on no parameter that is trained", func=step, help="look for a detach() or no_grad()"
+            )
         return f"{len(pairs)} layers differentiated, {sum(b is not None for _, b in pairs.values())} with a backward"
 
 
-def _step(main: Func, pairs: dict[str, tuple[Func, Func | None]], dtype: Any) -> Func:
+def _step(main: Func, pairs: dict[str, tuple[Func, Func | None]]) -> Func:
     step = Func("step", [Value(p.name, p.type, dict(p.attrs)) for p in main.params])
     namer = Namer(step)
     new: dict[Value, Value] = dict(zip(main.params, step.params))

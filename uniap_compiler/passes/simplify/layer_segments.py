@@ -100,18 +100,22 @@ def _is_chain(inside: list[Op], parts: list[Segment]) -> bool:
     index = {op: i for i, part in enumerate(parts) for op in part.ops}
     made = {r: index[op] for op in inside for r in op.results}
     readers: dict[Value, set[int]] = {}
+    arguments: dict[Value, set[int]] = {}  # the same, read by the parts' own modules
+    owned = {op for part in parts for op in part.owned}
     for op in inside:
         for v in op.flat_operands():
             if v is not None and v.attrs.get("role") in (None, "input"):
                 readers.setdefault(v, set()).add(index[op])
+                if op in owned:
+                    arguments.setdefault(v, set()).add(index[op])
     signatures = [_signature(part.owned) for part in parts]
     if len(set(signatures)) == 1:
         linked = {(made[v], i) for v in made if v in readers for i in readers[v]}
         return all((i, i + 1) in linked for i in range(len(parts) - 1))
     for cut in range(len(parts) - 1):
         alive = [v for v, where in readers.items() if max(where) > cut and made.get(v, min(where)) <= cut]
-        # what every part reads (an encoder's output, a time embedding) is no link of the chain
-        if sum(v in made or len(readers[v]) < len(parts) for v in alive) != 1:
+        # what every part is given (an encoder's output, a time embedding) is no link of the chain
+        if sum(v in made or len(arguments.get(v, ())) < len(parts) for v in alive) != 1:
             return False
     return True
 

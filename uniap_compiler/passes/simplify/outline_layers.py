@@ -49,8 +49,9 @@ class OutlineLayers:
         for value in (*main.params, *(r for op in new_main.ops for r in op.results)):
             names(value.name)
         for i, part in enumerate(parts):
-            later = {v for p in parts[i + 1 :] for op in p.ops for v in op.flat_operands()} | set(main.returns)
+            later = {v for p in parts[i + 1 :] for op in p.ops for v in op.flat_operands()}
             func, inputs, outputs = _outline(part, later, main, needs_grad, statics, free)
+            outputs = _once(outputs, main)
             key = structure(func)
             if key not in by_structure:
                 func.name = taken(layers.func_name(part))
@@ -195,11 +196,9 @@ def _outline(
     kind_of = {v: str(k) for v, k in zip(main.returns, kinds) if str(k) != "loss"}
     made = [r for op in part.ops for r in op.results]
     loss = [v for v in main.returns[:1] if v in made]
-    values = [v for v in made if v in later and v not in kind_of and v not in loss]
+    values = [v for v in made if v in later and v not in loss]
     buffers = [v for v in made if v in kind_of]
     outputs = [v for v in [*loss, *values, *buffers] if v is not None]
-    crossing = {v for v in buffers if v in {u for u in later if u is not None} - set(main.returns)}
-    assert not crossing, "a buffer update is read by a later layer"
 
     inputs = _inputs(part.ops, free)
     prefix = re.sub(r"@\d+", "", part.layer) + "." if part.layer else ""
@@ -233,6 +232,18 @@ def _outline(
     results += [f"buffer:{kind_of[v].removeprefix('buffer:').removeprefix(prefix)}" for v in buffers]
     grads = [v in needs_grad for v in outputs]
     return builder.finish(outputs, {"kind": "layer", "results": results, "grad": grads}), inputs, outputs
+
+
+def _once(outputs: list[Value], main: Func) -> list[Value]:
+    """A buffer's new value that later layers read too is two results of the call; the second one is the buffer's."""
+    result: list[Value] = []
+    for v in outputs:
+        if v in result:
+            twin = Value(v.name, v.type)
+            main.returns = [twin if r is v else r for r in main.returns]
+            v = twin
+        result.append(v)
+    return result
 
 
 def _name_results(outputs: list[Value], layer: str, main: Func, names: Namer) -> None:
