@@ -130,8 +130,9 @@ def test_regression_losses(reduction: int) -> None:
     check(lambda x, y: d.l1_loss(x, y, reduction), lambda x, y: aten.l1_loss(x, y, reduction), r(3, 4), r(3, 4))
     y, weight, pos = (torch.rand(*shape).double() for shape in ((3, 4), (3, 4), (4,)))
     for w, p in ((None, None), (weight, None), (None, pos), (weight, pos)):
-        check(lambda x, w=w, p=p: d.bce_with_logits(x, y, w, p, reduction),
-              lambda x, w=w, p=p: aten.binary_cross_entropy_with_logits(x, y, w, p, reduction), r(3, 4) * 3)  # fmt: skip
+        options = {"target": y, "weight": w, "pos_weight": p, "reduction": reduction}
+        ours = partial(d.bce_with_logits, y=y, weight=w, pos_weight=p, reduction=reduction)
+        check(ours, partial(aten.binary_cross_entropy_with_logits, **options), r(3, 4) * 3)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5), (2, 4, 3, 3)])
