@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from tests.cost.captured import ROOT, annotated_mlp
 from uniap_compiler.cluster import load_cluster
 from uniap_compiler.ir import Module, Struct, parse_module, print_module
 from uniap_compiler.passes.manager import Session, run_passes
 from uniap_compiler.passes.pipelines import parse_pipeline
 
-ROOT = Path(__file__).parents[2]
-BEFORE = "canonicalize,outline-layers,differentiate,decompose-losses,shard-rules"
-
 
 @pytest.fixture(scope="module")
 def annotated() -> str:
-    """examples/mlp.py at level `annotated`, as text."""
-    from uniap_compiler.capture import capture, load_task
-    from uniap_compiler.ir import ConstantStore
-
-    constants = ConstantStore()
-    spec = f"{ROOT / 'examples' / 'mlp.py'}:task"
-    module = capture(load_task(spec), spec=spec, dtype=None, constants=constants)
-    module.attrs["global_batch"] = 1024
-    run_passes(module, parse_pipeline(BEFORE), Session(constants=constants, global_batch=1024))
-    return print_module(module)
+    return annotated_mlp(1024)
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -209,9 +211,14 @@ def test_strategy_text() -> None:
     assert dict(strategy.attr().fields)["shard"] == "optimizer"
 
 
-def test_buckets_pay_the_latency_once_per_layer() -> None:
+def test_buckets_pay_the_latency_once_per_stage() -> None:
     mesh = Mesh.of(cluster(), 1, 0)
-    alpha, _ = mesh.alpha_beta("all_reduce", ("a", "b"))
+    alpha, beta = mesh.alpha_beta("all_reduce", ("a", "b"))
     _, apart = costs("none")
-    _, bucket = costs("none", bucketed=True)
-    assert apart.step - bucket.step == pytest.approx(alpha)  # two parameters
+    _, together = costs("none", layers=5)
+    pack = 4 * (W1 + W2) / 1e9
+    assert apart.step - together.step == pytest.approx(2 * alpha - alpha / 5 - pack)  # 2 of 10 parameters
+    layer = layer_cost(*mlp(), {}, [2], cluster())
+    layer.parameters = [replace(layer.parameters[0], shape=(64, 2**18))]  # 64 MiB: four messages, one by one
+    big = strategy_cost(layer, Strategy(1, 4), mesh, Optimizer(0, 0.0, 0), 8, [1], layers=5)
+    assert big.step == pytest.approx(64 * 2**20 * (beta + 4e-9) + alpha)

@@ -206,6 +206,7 @@ class _Builder:
         return strategy_cost(
             cost, strategy, mesh, self.setting.optimizer, self.setting.global_batch, counts,
             copies=frozenset(copies), free=frozenset(free),
+            layers=max(1.0, len(self.setting.graph.layers) / self.stages),
         )  # fmt: skip
 
     def _known(self, kind: str, strategy: Strategy, stage: int) -> tuple[StrategyCost, dict[int, int]]:

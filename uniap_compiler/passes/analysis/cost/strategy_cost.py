@@ -26,8 +26,8 @@ SHARDS = ("none", "optimizer", "gradients", "parameters")
 RECOMPUTES = ("none", "selective", "full")
 BOUNDARIES = ("replicated", "sequence")
 
-BUCKETED = False
-"""What the lowering does: one collective per parameter."""
+BUCKET = 16 * 2.0**20
+"""Bytes of one message of what happens once per step, as in runtime/comm.py."""
 
 
 @dataclass(frozen=True, order=True)
@@ -99,12 +99,13 @@ def strategy_cost(
     copies: frozenset[str] = frozenset(),
     free: frozenset[str] = frozenset(),
     prefetch: bool = True,
-    bucketed: bool = BUCKETED,
+    layers: float = 0.0,
 ) -> StrategyCost:
     """copies: tied parameters whose home is another layer; free: those that lie in the home's own memory.
 
     prefetch: the emitted code gathers a layer's parameters while the one before computes (pass prefetch-parameters).
-    bucketed: a layer's collectives on parameters over the same axes are one message, else one per parameter.
+    layers: like this one that a stage has, about: what happens once per step is sent together for all of them (pass
+    bucket-collectives); 0: one collective per parameter.
     """
     counts = np.asarray(list(micro_batches), dtype=np.int64)
     local = global_batch // counts // strategy.dp
@@ -125,7 +126,7 @@ def strategy_cost(
         backward = backward + layer.recompute_seconds + layer.communication_seconds("recompute", mesh, axes)
     forward, backward = forward[at], backward[at]
 
-    state = _Shards(layer.parameters, strategy, mesh, axes, optimizer, copies, free, bucketed)
+    state = _Shards(layer.parameters, strategy, mesh, axes, optimizer, copies, free, layers * len(layer.parameters))
     kappa = cluster.overlap if prefetch else 1.0
     forward = overlapped(forward, np.full_like(forward, state.gather_forward), kappa)
     backward = overlapped(backward, np.full_like(backward, state.gather_backward), kappa) + state.scatter
@@ -161,12 +162,12 @@ class _Shards:
         optimizer: Optimizer,
         copies: frozenset[str],
         free: frozenset[str],
-        bucketed: bool,
+        together: float,
     ) -> None:
         cluster = mesh.cluster
         self.kept = self.gradients = self.gathered = self.unscattered = self.step_workspace = 0.0
         self.accumulate = self.step = 0.0
-        gathers, again, scatters, once = (_Calls(mesh, bucketed) for _ in range(4))
+        gathers, again, scatters, once = _Calls(mesh), _Calls(mesh), _Calls(mesh), _Calls(mesh, together)
         data, dp = axes[DATA], strategy.dp
         for p in parameters:
             size = p.bytes
@@ -209,19 +210,21 @@ class _Shards:
 
 
 class _Calls:
-    """Collectives on parameters; bucketed: those of a layer over the same axes are one message."""
+    """Collectives on parameters.  together: how many tensors of a stage travel as one message of up to BUCKET bytes,
+    packed and unpacked; each pays its share of the latency (0: each is a message of its own)."""
 
-    def __init__(self, mesh: Mesh, bucketed: bool) -> None:
-        self.mesh, self.bucketed = mesh, bucketed
-        self.seen: set[tuple[str, tuple[str, ...]]] = set()
+    def __init__(self, mesh: Mesh, together: float = 0.0) -> None:
+        self.mesh, self.together = mesh, together
         self.seconds = 0.0
 
     def add(self, kind: str, over: tuple[str, ...], size: float) -> None:
         alpha, beta = self.mesh.alpha_beta(kind, over)
-        if not (self.bucketed and (kind, over) in self.seen):
-            self.seconds += alpha
-        self.seen.add((kind, over))
-        self.seconds += beta * size
+        if not beta:
+            return
+        if self.together:
+            alpha *= min(1.0, max(size / BUCKET, 1.0 / self.together))
+            self.seconds += _pointwise(self.mesh.cluster, 4 * size)
+        self.seconds += alpha + beta * size
 
 
 def _pointwise(cluster: Cluster, moved: float, launches: int = 1) -> float:
