@@ -15,6 +15,11 @@ from uniap_compiler.bridge import ops as _ops  # noqa: F401
 uniap = torch.ops.uniap
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 

@@ -334,7 +334,7 @@ def rms_norm(
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
     z = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     squares = (z * z).sum(dims, True) / math.prod(normalized_shape)
-    y = (z * torch.rsqrt(squares + (torch.finfo(x.dtype).eps if eps is None else eps))).to(x.dtype)
+    y = (z * torch.rsqrt(squares + (torch.finfo(z.dtype).eps if eps is None else eps))).to(x.dtype)
     return y if weight is None else y * weight
 
 
