@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -177,12 +178,12 @@ def _runner_up(setting: Setting, other: Simulated) -> dict[str, Any]:
     """The plan in short; `layers` names runs of layers that share stage and strategy."""
     plan, candidate = other.plan, other.candidate
     runs: list[str] = []
-    previous: tuple[int, int] | None = None
-    for u, name in enumerate(setting.graph.names):
-        key = (plan.stage[u], plan.strategy[u])
-        if key != previous:
-            runs.append(f"{name}.. stage {key[0]} {candidate.strategies[key[1]]}")
-        previous = key
+    for (stage, k), run in groupby(range(len(plan.stage)), key=lambda u: (plan.stage[u], plan.strategy[u])):
+        members = list(run)
+        names = dict.fromkeys(setting.graph.names[u] for u in (members[0], members[-1]))
+        said = str(candidate.strategies[k]).split(",")
+        unusual = [word for word in said if word.split("=")[1] not in ("1", "replicated", "none")]
+        runs.append(f"stage {stage}: {' ... '.join(names)}: {' '.join(unusual) or 'whole'}")
     return {
         "stages": candidate.stages,
         "micro_batches": candidate.micro_batches,
