@@ -50,7 +50,7 @@ class Problem:
 
 @dataclass(eq=False, slots=True)
 class Solution:
-    """choice: per step its index.  rest: per parameter its layout.  trees: how a (tensor, phase) reaches its readers."""
+    """choice: per step its index.  rest: per parameter its layout.  trees: from a (tensor, phase) to its readers."""
 
     choice: list[int]
     rest: dict[Tensor, State]
