@@ -21,6 +21,7 @@ from uniap_compiler.ir import Atom, ConstantStore, Diagnostic, Func, Module, Str
 from .batch import example_rows, leaves, rebuild
 from .dtypes import explicit_dtypes
 from .export import export, user_line
+from .fake import faked, is_fake
 from .fold import drop_identities, fold_constants, store_constants
 from .from_fx import Graph, from_fx
 from .precision import promoted
@@ -56,7 +57,9 @@ def capture(
         wanted = None
     root = task.source.resolve().parent if task.source is not None else None
     paths = [path for path, _ in inputs]
-    graphs = [_graph(task, batch, wanted, paths, root) for batch in BATCHES]
+    task, mode = faked(task)
+    with mode:
+        graphs = [_graph(task, batch, wanted, paths, root) for batch in BATCHES]
     func = _unify(graphs[0], graphs[1])
     _locate_loss(func, task, root)
     explicit_dtypes(func)
@@ -93,6 +96,8 @@ def _graph(task: TrainingTask, batch: int, dtype: torch.dtype | None, paths: lis
 def _unify(first: Graph, second: Graph) -> Func:
     for name, data in first.constants.items():
         other = second.constants.get(name)
+        if is_fake(data):
+            raise Diagnostic(f"the constant {name} has no data", help="build it on the CPU, or the model without meta")
         if other is None or other.shape != data.shape or not torch.equal(other, data):
             raise Diagnostic(
                 f"the constant {name} depends on the batch size",

@@ -20,6 +20,8 @@ from uniap_compiler.bridge.interpret import operand_values, run_op
 from uniap_compiler.bridge.schema import dtype_name, type_of
 from uniap_compiler.ir import Affine, ConstantStore, Func, Op, Value
 
+from .fake import is_fake
+
 LARGEST = 1 << 24
 """Elements; a larger table is computed by the programme."""
 
@@ -34,7 +36,7 @@ def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -
             env[p] = constants[p.name]
         elif p.attrs["role"] == "buffer" and p.attrs["path"] not in mutated:
             data = buffers.get(str(p.attrs["path"]))
-            if data is not None and data.device.type == "cpu":
+            if data is not None and not is_fake(data):
                 env[p] = data
     known = dict(env)
     folded: list[Op] = []
