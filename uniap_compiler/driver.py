@@ -245,7 +245,7 @@ def _plan_beside(path: Path) -> str | None:
     for other in sorted(path.parent.glob("[0-9][0-9]-*.mlir"), reverse=True):
         if other.name < path.name:
             text = other.read_text(encoding="utf-8")
-            if re.search(r"^module .*\blevel = planned\b", text, re.MULTILINE):
+            if re.search(r"^module [^%]*?\blevel = planned\b", text, re.MULTILINE):  # % begins with the first func
                 return text
     return None
 

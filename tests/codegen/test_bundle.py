@@ -54,7 +54,7 @@ def test_the_manifest(written: Path) -> None:
     assert manifest["loss"] == {"dtype": "float64"}
     head = manifest["parameters"]["head.weight"]
     assert head == {
-        "shape": [2, 4], "dtype": "float64", "home_stage": 1, "stages": [1], "layout": [[], ["a"]], "grad": True, "aliases": [],
+        "shape": [2, 4], "dtype": "float64", "home_stage": 1, "stages": [1], "layout": [[], ["a"]], "grad": True, "aliases": [],  # noqa: E501
     }  # fmt: skip
     assert "head.weight@copy0" not in manifest["parameters"]
 

@@ -38,7 +38,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("aten.mul.Tensor", [(S, F)], {"other": 0.5}, "x * 0.5"),
     ("aten.add.Tensor", [(S, F)], {"other": 1}, "x + 1"),
     ("aten.add.Tensor", [(S, F), (S, F)], {"alpha": 2}, "aten.add.Tensor(x, y, alpha=2)"),
-    ("aten.div.Tensor_mode", [(S, F), (S, F)], {"rounding_mode": "floor"}, 'aten.div.Tensor_mode(x, y, rounding_mode="floor")'),
+    ("aten.div.Tensor_mode", [(S, F), (S, F)], {"rounding_mode": "floor"}, 'aten.div.Tensor_mode(x, y, rounding_mode="floor")'),  # noqa: E501
     ("aten.rsub.Scalar", [(S, F)], {"other": 1.0}, "1.0 - x"),
     ("aten.pow.Tensor_Scalar", [(S, F)], {"exponent": 2}, "x ** 2"),
     ("aten.pow.Tensor_Tensor", [(S, F), (S, F)], {}, "x ** y"),
@@ -53,7 +53,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("aten.unsqueeze", [(S, F)], {"dim": -1}, "x.unsqueeze(-1)"),
     ("aten.squeeze.dim", [((2, 1), F)], {"dim": 1}, "x.squeeze(1)"),
     ("aten.t", [((2, 3), F)], {}, "x.t()"),
-    ("aten.clone", [(S, F)], {"memory_format": Atom("contiguous_format")}, "x.clone(memory_format=torch.contiguous_format)"),
+    ("aten.clone", [(S, F)], {"memory_format": Atom("contiguous_format")}, "x.clone(memory_format=torch.contiguous_format)"),  # noqa: E501
     ("aten.detach", [(S, F)], {}, "x.detach()"),
     ("aten.sum", [(S, F)], {}, "x.sum()"),
     ("aten.sum.dim_IntList", [(S, F)], {"dim": [0, 1], "keepdim": True}, "x.sum([0, 1], keepdim=True)"),
@@ -75,7 +75,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any], str]] = [
     ("aten.leaky_relu", [(S, F)], {"negative_slope": 0.2}, "aten.leaky_relu.default(x, negative_slope=0.2)"),
     ("aten.native_layer_norm", [(S, F), None, None], {"normalized_shape": [4], "eps": 1e-5},
      "aten.native_layer_norm.default(x, [4], None, None, eps=1e-05)"),
-    ("aten.full", [], {"size": [2], "fill_value": 1.0}, "aten.full.default(size=[2], fill_value=1.0, dtype=torch.float64, device=comm.device)"),
+    ("aten.full", [], {"size": [2], "fill_value": 1.0}, "aten.full.default(size=[2], fill_value=1.0, dtype=torch.float64, device=comm.device)"),  # noqa: E501
 ]  # fmt: skip
 
 ALIKE = {"aten.view", "aten._unsafe_view", "aten.reshape"}

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from uniap_compiler.codegen.expressions import Call
 from uniap_compiler.codegen.function import Callee, write_layer
+from uniap_compiler.codegen.layout import assignment
 from uniap_compiler.codegen.packs import find_packs
 from uniap_compiler.codegen.stage import write_stage
 from uniap_compiler.codegen.wishes import wishes
@@ -69,7 +71,7 @@ def test_small_dead_values_wait_for_the_end_of_their_line() -> None:
       return %z
     }""")
     assert code(lines) == [
-        "m = x.mean()", "n = -m", "o = torch.exp(n)", "del m, n", "y = x * o", "del o", "z = torch.exp(y)", "return (z,)",
+        "m = x.mean()", "n = -m", "o = torch.exp(n)", "del m, n", "y = x * o", "del o", "z = torch.exp(y)", "return (z,)",  # noqa: E501
     ]  # fmt: skip
 
 
@@ -78,7 +80,7 @@ def test_unused_results() -> None:
       %y, %mean, %rstd = aten.native_layer_norm(%x, none, none) {normalized_shape = [64], eps = 0.1} : tensor<64x64xf32>, tensor<64x1xf32>, tensor<64x1xf32>
       %values, %where = aten.topk(%y) {k = 64} : tensor<64x64xf32>, tensor<64x64xi64>
       return %values
-    }""")
+    }""")  # noqa: E501
     assert code(lines) == [
         "y, _, _ = aten.native_layer_norm(x, [64], None, None, eps=0.1)",
         "topk, topk_1 = aten.topk(y, k=64)",
@@ -213,3 +215,14 @@ def test_unwanted_results_of_a_call_are_given_up_at_once() -> None:
     assert "    h1 = f(comm, h)[0]" in text and "    h2, s2 = f(comm, h1)" in text
     value = torch.randn(64, 64)
     assert torch.equal(run(text)["forward"](None, [value])[0], value.sin().exp().sin().exp())
+
+
+def test_long_lines_are_broken() -> None:
+    names = [f"a_rather_long_name_{n}" for n in range(8)]
+    lines = assignment(names, Call("comm.all_reduce_many", [f"[{', '.join(names)}]", '"a"']))
+    assert max(map(len, lines)) <= 110
+    assert lines[0] == "    (" and "    ) = comm.all_reduce_many(" in lines
+    space: dict[str, Any] = {"comm": SimpleNamespace(all_reduce_many=lambda x, group: x[::-1])}
+    head = ["def f(" + ", ".join(names) + "):", *lines, "    return " + ", ".join(names)]
+    exec("\n".join(head), space)
+    assert space["f"](*range(8)) == tuple(range(8))[::-1]

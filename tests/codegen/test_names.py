@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from uniap_compiler.codegen.names import Namespace, comment, identifier, literal
 
 HOSTILE = [
-    "class", "print", "match", "__import__", "", "0", "1a", "a.b", "a b", "a;b", "a\nb", "a\n    import os #", "'''", '"""',
-    "\u212b", "\xe5", "\ufb01", "a\u2028b", "\x00", "\ud800", "eval(input())", "x = 1\n# ", "coding: utf-7", "\\", "None",
+    "class", "print", "match", "__import__", "", "0", "1a", "a.b", "a b", "a;b", "a\nb", "a\n    import os #", "'''", '"""',  # noqa: E501
+    "\u212b", "\xe5", "\ufb01", "a\u2028b", "\x00", "\ud800", "eval(input())", "x = 1\n# ", "coding: utf-7", "\\", "None",  # noqa: E501
 ]  # fmt: skip
 
 

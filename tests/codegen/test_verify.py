@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from uniap_compiler import driver
 from uniap_compiler.cli.main import main
 from uniap_compiler.codegen.bundle import write_bundle
 from uniap_compiler.codegen.manifest import sha256_file
 from uniap_compiler.ir import Diagnostic
 from uniap_compiler.verify import Report, check_fresh, compare_tensors, verify
 
-from .hand_written import SPEC, session, two_stages
+from .hand_written import HERE, SPEC, session, two_stages
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ MUTANTS: dict[str, tuple[str, Callable[[str], str], str]] = {
     "read the first rows on every rank": (STAGE_1, lambda t: t.replace(
         'targets = comm.slice(targets, "a", dim=0)', "targets = targets[:2]"), "loss"),
     "forget to gather the head": (STAGE_1, lambda t: t.replace(
-        'comm.all_gather(head_weight, "a", dim=1)', "torch.cat([head_weight, head_weight], dim=1)"), r"loss|head\.weight"),
+        'comm.all_gather(head_weight, "a", dim=1)', "torch.cat([head_weight, head_weight], dim=1)"), r"loss|head\.weight"),  # noqa: E501
     "average instead of adding": (STAGE_0, lambda t: t.replace(
         'comm.all_reduce(d_bias0, "a")', 'comm.all_reduce(d_bias0, "a") / 2'), r"blocks\.0\.bias"),
 }  # fmt: skip
@@ -117,6 +118,18 @@ def test_a_micro_batch_counted_twice_is_caught(written: Path, capsys: pytest.Cap
     )
     code, said = run(written, capsys=capsys)
     assert code == 1 and re.search(r"differs.*(loss|blocks|head)", said), said
+
+
+def test_a_forgotten_tied_gradient_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The head on the second stage is the embedding on the first: its gradient is added up there."""
+    spec = f"{HERE / 'tied.py'}:task"
+    bundle = driver.compile(spec, "laptop", 8, out=tmp_path / "build", dtype="float64", force="pp=2,dp=2").bundle
+    assert verify(bundle).ok
+    edit(bundle, STAGE_0, lambda text: re.sub(r"(d_embed_weight = d_embed_weight) \+ .*", r"\1", text))
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(bundle)])
+    assert ended.value.code == 1
+    assert re.search(r"differs: gradient of embed\.weight", capsys.readouterr().out)
 
 
 def test_a_bundle_changed_by_hand(written: Path, capsys: pytest.CaptureFixture[str]) -> None:

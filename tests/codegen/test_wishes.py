@@ -57,6 +57,14 @@ def test_a_function_that_is_one_module() -> None:
     assert wishes(head) == {"x": "x", "w": "w", "contract": "head", "exp": "exp"}
 
 
+def test_results_of_one_collective_are_called_like_their_operands() -> None:
+    many = func("""func @stage_0.reduce_gradients(%a: tensor<4xf32>, %b: tensor<8xf32>) -> (tensor<4xf32>, tensor<8xf32>) {
+      %a_1, %b_1 = comm.all_reduce_many(%a, %b) {group = "a", op = "sum"} : tensor<4xf32>, tensor<8xf32>
+      return %a_1, %b_1
+    }""")  # noqa: E501
+    assert wishes(many, gradients=["a", "b"]) == {"a": "d_a", "b": "d_b", "a_1": "d_a", "b_1": "d_b"}
+
+
 def test_stem() -> None:
     assert [stem(n) for n in ("add_3", "add", "layers_0", "x_1_2", "t0", "layers.0.mlp_1")] == [
         "add", "add", "layers", "x_1_2", "t0", "layers.0.mlp",

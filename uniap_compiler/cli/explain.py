@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ..ir import Attr, Diagnostic, Module, Struct, parse_module
 
-_PLAN_FACTS = ("status", "objective", "bound", "gap", "simulated", "seconds")
+_PLAN_FACTS = ("status", "objective", "bound", "gap", "chosen_objective", "simulated", "bubble", "seconds")
 _STRATEGY = ("dp", "tp", "boundary", "shard", "recompute")
 _BYTES = (
     "memory", "bytes", "states", "activations", "working", "gathered", "inputs", "parameters", "gradients", "optimizer",
@@ -133,7 +133,8 @@ def _print_layers(about: dict[str, Any], console: Console) -> None:
 
 
 def _print_facts(plan: dict[str, Any], console: Console) -> None:
-    facts = [f"{name} {_shown(name, plan[name])}" for name in _PLAN_FACTS if plan.get(name) is not None]
+    known = [name for name in _PLAN_FACTS if plan.get(name) is not None]
+    facts = [f"{name.replace('_', ' ')} {_shown(name, plan[name])}" for name in known]
     if facts:
         console.print("solver: " + escape(", ".join(facts)), highlight=False)
 
@@ -161,7 +162,7 @@ def _shown(name: str, value: object) -> str:
     """A number with the unit that its name stands for."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    if name == "gap":
+    if name in ("gap", "bubble"):
         return f"{100 * value:.2g} %"
     if name in _COUNTS:
         return str(value)

@@ -239,13 +239,23 @@ class _Writer:
             elif result not in self.last and (size_bytes(result.type) <= self.largest // 4 or len(op.results) == 1):
                 names.append("_")
             else:
-                names.append(self._declare(result, dying if used == 1 or len(op.results) == 1 else []))
+                names.append(self._declare(result, self._heirs(op, result, dying, used)))
         if all(n == "_" for n in names):
             return ["_"] if names else []
         if len(names) == 1 and names[0].startswith("*"):
             return [f"({names[0]},)"]
         one = len(names) == 1 and used != 1 and (op.name == "plan.call" or len(op.results) > 1)
         return [f"({names[0]},)"] if one else names
+
+    def _heirs(self, op: Op, result: Value, dying: list[Value], used: int) -> list[Value]:
+        """The operands whose name a result may take over: any for one result, its own for several of a collective."""
+        if used == 1 or len(op.results) == 1:
+            return dying
+        operands = op.flat_operands()
+        if op.name.startswith("comm.") and len(operands) == len(op.results):
+            own = operands[op.results.index(result)]
+            return [own] if own is not None and own in dying and operands.count(own) == 1 else []
+        return []
 
     def _call(self, op: Op) -> Call:
         callee = self._callee(op)

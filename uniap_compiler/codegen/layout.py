@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from .expressions import Call
@@ -28,13 +29,26 @@ def assignment(targets: list[str], value: Call | str, indent: str = "    ") -> l
         return [line]
     left = ", ".join(targets) + " = " if targets else ""
     lines = [indent + left]
-    if len(lines[0]) > WIDTH:
+    if len(lines[0]) + (0 if isinstance(value, str) else len(value.head) + 1) > WIDTH:
         lines = [f"{indent}(", *fill(targets, indent + "    "), f"{indent}) = "]
     if isinstance(value, str):
         lines[-1] += value
         return lines
     lines[-1] += value.head + "("
-    return [*lines, *fill(value.args, indent + "    "), f"{indent}){value.tail}"]
+    return [*lines, *_arguments(value.args, indent + "    "), f"{indent}){value.tail}"]
+
+
+def _arguments(args: list[str], indent: str) -> list[str]:
+    """Arguments in as few lines as fit; a list of names that is too long for one line has lines of its own."""
+    lines: list[str] = []
+    rest: list[str] = []
+    for arg in args:
+        if len(indent) + len(arg) + 1 > WIDTH and re.fullmatch(r"\[\w+(, \w+)*\]", arg):
+            lines += [*fill(rest, indent), f"{indent}[", *fill(arg[1:-1].split(", "), indent + "    "), f"{indent}],"]
+            rest = []
+        else:
+            rest.append(arg)
+    return [*lines, *fill(rest, indent)]
 
 
 def returned(values: list[str], indent: str = "    ") -> list[str]:

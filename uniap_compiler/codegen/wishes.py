@@ -65,7 +65,8 @@ def stem(wish: str) -> str:
 
 def _wish(op: Op, n: int, result: Value, found: Mapping[str, str], modules: _Modules, backward: bool) -> str:
     base = op.name.split(".")[1]
-    first = next((v for v in op.flat_operands() if v is not None), None)
+    operands = [v for v in op.flat_operands() if v is not None]
+    first = operands[n if len(operands) == len(op.results) else 0] if operands else None
     if op.name.startswith("comm.") and first is not None and result.name.startswith(stem(first.name)):
         return stem(found[first.name])  # h_reduced, h_gathered: h
     if not _automatic(result.name, base):
