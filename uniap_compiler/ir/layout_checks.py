@@ -209,7 +209,7 @@ def _comm_mistake(op: Op, operands: list[States], results: list[States], axes: l
     assert operand is not None
     if (operand.type.shape, operand.type.dtype) != (result.type.shape, result.type.dtype):
         return f"{op.name} does not change the shape or dtype, and its result is {result.type}"
-    moved = op.attrs["axes"]
+    moved = op.attrs.get("axes")
     if not isinstance(moved, (list, tuple)) or not moved:
         return f"the attribute axes of {op.name} is a list of axes"
     for axis in dict.fromkeys([*axes, *map(str, moved)]):

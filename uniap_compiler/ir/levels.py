@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from .affine import Affine
 from .attributes import Struct
 from .core import Func, Module, Op
+from .ops import OPS
 from .rules import Rule
 
 LEVELS = ("captured", "layered", "differentiated", "annotated", "planned", "sharded", "staged", "local")
@@ -290,6 +291,14 @@ ROWS = (
     Row("local", "local", "func", always, _no_layouts, "{func} still has layouts"),
     Row("local", "local", "func", always, _fixed_sizes, "{func} still has sizes that depend on the batch"),
     Row("local", "local", "op", always, _dialects("aten", "nn", "comm", "plan"), "{op} cannot be generated"),
+    Row(
+        "local",
+        "local",
+        "op",
+        lambda p: p.o.name in OPS and p.o.name.startswith("comm.") and p.o.name != "comm.wait",
+        lambda p: isinstance(p.o.attrs.get("group"), str),
+        "{op} does not name its process `group`",
+    ),
 )
 
 TABLES: dict[str, tuple[Row, ...]] = {

@@ -39,6 +39,11 @@ OPS: dict[str, OpSpec] = {
     "comm.all_to_all": OpSpec(1, 1, ("split_dim", "concat_dim")),
     "comm.slice": OpSpec(1, 1, ("dim",)),
     "comm.first": OpSpec(1, 1, ()),
+    "comm.all_reduce_many": OpSpec(1, None, ("op",)),
+    "comm.reduce_scatter_many": OpSpec(1, None, ("dims",)),
+    "comm.all_gather_many": OpSpec(1, None, ("dims",)),
+    "comm.all_gather_start": OpSpec(1, 1, ("dim",)),
+    "comm.wait": OpSpec(1, 1),
 }
 
 _schemas: Callable[[Op], OpSpec | None] | None = None

@@ -221,3 +221,11 @@ module @m attributes {level = local} {
     return
   }
 }
+// -----
+module @m attributes {level = local} {
+  func @stage_0.forward(%x: tensor<4xf32>) -> (tensor<4xf32>) attributes {args = ["param:w"]} {
+    // expected-error@+1 {{comm.all_reduce does not name its process `group`}}
+    %y = comm.all_reduce(%x) {axes = ["a"], op = "sum"} : tensor<4xf32>
+    return %y
+  }
+}
