@@ -30,7 +30,7 @@ from .step_graph import StepGraph
 if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
 
-_LATENCIES = (1.0, 0.1, 0.01, 0.0)
+_LATENCIES = (0.1, 0.01)
 """Parts of the real latency that the search is told, one after the other."""
 
 _ENOUGH = 0.75
@@ -108,12 +108,18 @@ def _search(module: Module, kind: str, sizes: tuple[int, ...], boundary: str, co
     backward = module.funcs.get(f"{kind}.backward")
     if backward is None:  # nothing in the layer needs a gradient
         backward = Func(f"{kind}.backward", attrs={"kind": "backward", "of": forward.name, "results": []})
-    whole = _work((forward, backward), (), cost.batch)
+    enough = _ENOUGH * _work((forward, backward), (), cost.batch)
+    first = search(forward, backward, sizes, boundary, cost)
+    if _work(first, sizes, cost.batch) <= enough:
+        return first
+    last = search(forward, backward, sizes, boundary, replace(cost, latency=0.0))
+    if _work(last, sizes, cost.batch) > enough:  # nothing divides by these sizes
+        return first
     for latency in _LATENCIES:
         pair = search(forward, backward, sizes, boundary, replace(cost, latency=latency))
-        if _work(pair, sizes, cost.batch) <= _ENOUGH * whole:
-            break
-    return pair
+        if _work(pair, sizes, cost.batch) <= enough:
+            return pair
+    return last
 
 
 def _work(pair: tuple[Func, Func], sizes: tuple[int, ...], batch: int) -> float:
