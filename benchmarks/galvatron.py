@@ -24,7 +24,9 @@ MB = 2.0**20
 CASES = Path(__file__).parent.parent / "tests" / "solver" / "cases" / "galvatron"
 
 
-def convert(tables: dict[str, Any], tail: bool = True) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, Any], int]]]:
+def convert(
+    tables: dict[str, Any], tail: bool = True
+) -> tuple[dict[str, Any], list[tuple[dict[str, Any], dict[str, Any], int]]]:
     """The `uniap-problem/1` of Galvatron's tables, and (problem, task, embedding) behind every candidate.
 
     Without `tail`, gradient synchronisation is left out, as in most of what Galvatron itself adds up.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from uniap_compiler.solver.instance import Floats, Instance
+from uniap_compiler.solver.instance import Instance
 from uniap_compiler.solver.intervals import IntervalTable, Options, Path
 from uniap_compiler.solver.labels import StageTime, TooManyLabels, stage_time
 from uniap_compiler.solver.tables import StageCosts, coarse_table, fine_table, hops
@@ -27,6 +27,8 @@ from uniap_compiler.solver.tables import StageCosts, coarse_table, fine_table, h
 QUICK_BEAM, BEAM = 4, 24
 #: Caps are lowered by this fraction, so that "below T'" is a closed condition; bounds give it back.
 BELOW = 1e-9
+#: Exact times are computed a little beyond their caps, so that the derived rows of the winner can use them again.
+ROOMY = 1e-5
 
 Offer = Callable[[list[int], list[int]], None]
 Incumbent = Callable[[], float]
@@ -47,7 +49,9 @@ class Box:
 class ChainSearch:
     """Levels: 0 nothing yet, 1 coarse tables, 2 fine tables, 3 solved (or `stuck`: the labels were too many)."""
 
-    def __init__(self, at: Instance, offer: Offer, deadline: float = np.inf) -> None:
+    def __init__(
+        self, at: Instance, offer: Offer, deadline: float = np.inf, times: dict[Key, StageTime] | None = None
+    ) -> None:
         if at.stages == 1 and at.step.any():  # one stage: c p + s is one sum
             at = replace(at, time=at.time + at.step[:, None, :] / at.micro_batches, step=np.zeros_like(at.step))
         self.at, self.offer, self.deadline = at, offer, deadline
@@ -58,7 +62,7 @@ class ChainSearch:
         self.step_floor = max(float(least.sum()) / at.stages, float(least.max()))
         self.floor = 0.0
         self.costs: dict[float, list[StageCosts]] = {}
-        self.times: dict[Key, StageTime] = {}
+        self.times: dict[Key, StageTime] = {} if times is None else times
         self.failed: set[Key] = set()
         self.table = IntervalTable(at, [], np.zeros((1, 1, 1)))
 
@@ -129,7 +133,7 @@ class ChainSearch:
         if root is None or self.rounds == 0:
             return 0.0
         low, high = self.floor, root.period
-        while high - low > 1e-3 * high:
+        while high - low > 1e-6 * high:
             middle = 0.5 * (low + high)
             path = table.best(middle)
             if path is None:
@@ -187,7 +191,6 @@ class ChainSearch:
 
     def _make_exact(self, path: Path, incumbent: float) -> bool:
         """Replace the bounds on the path by exact times. False when nothing changed."""
-        rests: list[Floats] | None = None
         changed = False
         for i, n in enumerate(path.position):
             own = self.table.stages[i]
@@ -195,8 +198,9 @@ class ChainSearch:
             key = self._key(i, a, b)
             if own.exact[n] or key in self.failed:
                 continue
-            if rests is None:
-                rests = self.table.rests(np.inf)
+            rests = self.table.rests(np.inf)  # again for every stage: each exact time tightens the caps of the others
+            if not np.isfinite(rests[i][n]):
+                return True  # no plan through here is left
             alike = np.flatnonzero((own.b - own.a == b - a) & ~own.exact & np.isfinite(rests[i]))
             twins = [int(m) for m in alike if self._key(i, int(own.a[m]), int(own.b[m])) == key]
             try:
@@ -224,9 +228,8 @@ class ChainSearch:
         if known is None or any(old < new for old, new in zip(known.caps, caps.values(), strict=True)):
             costs = [self._stage_costs(weight)[i] for weight in caps]
             entry = np.zeros(self.at.classes) if i == 0 else None  # nothing comes before: any first class will do
-            known = self.times[key] = stage_time(
-                self.at, i, a, b, costs, list(caps.values()), entry, deadline=self.deadline
-            )
+            roomy = [cap * (1 + ROOMY) for cap in caps.values()]
+            known = self.times[key] = stage_time(self.at, i, a, b, costs, roomy, entry, deadline=self.deadline)
         return known
 
     def _key(self, i: int, a: int, b: int) -> Key:

@@ -81,6 +81,8 @@ def stage_time(
     bounds = [_Completion(at, i, a, b, own) for own in costs]
     slacks = [cap * (1 + 1e-11) for cap in caps]
     labels = _first(at, i, a, entry)
+    # The stage's largest working set is at least the least of its greediest layer: below that, labels do not differ.
+    labels.work = np.maximum(labels.work, costs[0].workspace[at.kind[a : b + 1]].max())
     trail = []
     for u in range(a, b + 1):
         if u > a:
@@ -180,7 +182,7 @@ def _undominated(labels: Labels, slack: float, limit: float) -> Ints:
     counted: list[tuple[Floats, float]] = []
     if np.isfinite(limit):
         counted.append((labels.memory, dm))
-        if labels.work.any():
+        if np.any(labels.work != labels.work[0]):
             counted.append((labels.memory + labels.work, dm))
     if labels.step.any():
         counted.append((labels.step, dt))
@@ -189,14 +191,22 @@ def _undominated(labels: Labels, slack: float, limit: float) -> Ints:
     bounds = np.flatnonzero(np.r_[True, group[1:] != group[:-1], True])
     columns = [(values[order], tolerance) for values, tolerance in counted]
     kept: list[Ints] = []
+    works = labels.work[order]
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
         own = [(values[low:high], tolerance) for values, tolerance in columns]
         if not own:
             kept.append(np.array([low]))
         elif len(own) == 1:
             kept.append(low + _descending(seconds[low:high], own[0][0], dt, own[0][1]))
-        else:
+        elif labels.step.any() or not np.isfinite(limit):
             kept.append(low + _front(own))
+        else:  # few different working sets: one resource at a time first, then all of them
+            some = []
+            for work in np.unique(works[low:high]):
+                alike = np.flatnonzero(works[low:high] == work)
+                some.append(alike[_descending(seconds[low:high][alike], own[0][0][alike], dt, dm)])
+            left = np.sort(np.concatenate(some))
+            kept.append(low + (left[_front([(v[left], t) for v, t in own])] if len(some) > 1 else left))
     return np.asarray(order[np.concatenate(kept)])
 
 

@@ -41,9 +41,14 @@ def size(at: Instance) -> int:
     return sum(len(at.window(u)) * len(at.strategies(u)) for u in range(at.layers))
 
 
-def derive(chain: Instance, threshold: float, deadline: float = math.inf) -> StageTimes | None:
-    """The least time of every interval that a plan below `threshold` may use; None when labels or time run out."""
-    search = ChainSearch(chain, lambda stage, strategy: None, deadline)
+def derive(
+    chain: Instance, threshold: float, deadline: float = math.inf, known: ChainSearch | None = None
+) -> StageTimes | None:
+    """The least time of every interval that a plan below `threshold` may use; None when labels or time run out.
+
+    `known` is an earlier search of the same chain, whose exact times need not be computed again.
+    """
+    search = ChainSearch(chain, lambda stage, strategy: None, deadline, None if known is None else known.times)
     while search.level == 0 or (search.level < 3 and search.bound < threshold):
         search.refine(lambda: threshold)
     if search.stuck:

@@ -115,7 +115,8 @@ def _confirm(
     for plain in (True, False):
         if plain and size(at) > SMALL:
             continue
-        derived = None if plain else derive(relax(at, {}), swept.best.objective * (1 + 0.1 * gap), deadline)
+        threshold = swept.best.objective * (1 + 0.1 * gap)
+        derived = None if plain else derive(relax(at, {}), threshold, deadline, sweep.roots[n].search)
         if derived is None and not plain:
             proof["confirmation"] = {"model": "none: no derived rows in the time given", "closed": False}
             return
