@@ -58,7 +58,7 @@ def shortage(setting: Setting, candidate: Candidate) -> Shortage:
     need = np.full((L, D), np.inf)
     work = np.full((L, D), np.inf)
     for u, kind in enumerate(graph.types):
-        choices = setting.force.for_layer(graph.names[u])
+        choices = setting.choices(u)
         options = [k for k in candidate.allowed[kind] if admitted(choices, candidate.strategies[k])]
         memory, space = candidate.memory(kind, setting.schedule), candidate.workspace[kind]
         for i in range(D):

@@ -54,6 +54,13 @@ class Setting:
     force: Force = field(default_factory=Force)
     name: str = ""
 
+    def choices(self, layer: int) -> dict[str, int | str]:
+        """What is forced on a layer.  Recomputation means nothing to one that has no backward."""
+        chosen = self.force.for_layer(self.graph.names[layer])
+        if self.graph.layers[layer].backward is None:
+            chosen.pop("recompute", None)
+        return chosen
+
 
 @dataclass
 class Candidate:
@@ -145,7 +152,7 @@ class _Builder:
         graph = setting.graph
         self.example = {kind: graph.types.index(kind) for kind in dict.fromkeys(graph.types)}
         self.counts = [c for c in divisors(setting.global_batch) if setting.force.micro_batches in (None, c)]
-        self.chosen = [setting.force.for_layer(name) for name in graph.names]
+        self.chosen = [setting.choices(u) for u in range(len(graph.layers))]
         self.strategies = self._strategies()
         self.known: dict[tuple[str, Strategy, int], tuple[StrategyCost, dict[int, int]]] = {}
         """(type, strategy, stage) -> cost, and the place of each micro-batch count in its vectors"""
@@ -348,8 +355,8 @@ def _data(setting: Setting, candidates: list[Candidate]) -> dict[str, Any]:
 def _fixed(setting: Setting, candidates: list[Candidate]) -> list[dict[str, Any]]:
     every = list(dict.fromkeys(s for candidate in candidates for s in candidate.strategies))
     fixed = []
-    for u, name in enumerate(setting.graph.names):
-        choices = setting.force.for_layer(name)
+    for u in range(len(setting.graph.layers)):
+        choices = setting.choices(u)
         entry: dict[str, Any] = {"layer": u}
         if "stage" in choices:
             entry["stage"] = choices["stage"]
