@@ -70,6 +70,7 @@ def arity_mistake(op: Op) -> str | None:
         if low is not None and high is not None and not low <= count <= high:
             return f"{op.name} has {count} {what} and takes {low if low == high else f'{low} to {high}'}"
     missing = [name for name in spec.attrs if name not in op.attrs]
-    if op.name.startswith("comm.") and "group" not in op.attrs and "axes" not in op.attrs:
+    collective = op.name.startswith("comm.") and op.name != "comm.wait"
+    if collective and "group" not in op.attrs and "axes" not in op.attrs:
         missing.append("axes")  # a local func names the process group instead
     return f"{op.name} needs the attribute {missing[0]}" if missing else None
