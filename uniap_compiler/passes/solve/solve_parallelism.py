@@ -14,6 +14,7 @@ simulation's.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +43,7 @@ class SolveParallelism:
     ensures: ClassVar[str] = "planned"
 
     time_limit: float = 300.0
-    top: int = 6
+    top: int = 4
     """How many of the solver's best plans are simulated."""
 
     def run(self, module: Module, session: Session) -> str:
@@ -111,7 +112,7 @@ def solve_all(problems: list[Problem], time_limit: float, top: int, write_lp: Pa
         result = solver.solve(
             solver.Problem.from_json(problem.data),
             time_limit=max(1.0, time_limit - seconds),
-            top=top,
+            top=math.ceil(top / len(problems)),  # every problem gives its best: together they are runners-up enough
             write_lp=folder,
         )
         seconds += result.seconds
