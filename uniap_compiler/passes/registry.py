@@ -31,6 +31,7 @@ PASSES: dict[str, str] = {
     "decompose-losses": "simplify.decompose_losses:DecomposeLosses",
     # analysis: differentiated -> annotated
     "shard-rules": "analysis.shard_rules:ShardRules",
+    "find-tensor-parallelism": "analysis.find_tensor_parallelism:FindTensorParallelism",
     # solve: annotated -> planned
     "enumerate-strategies": "solve.enumerate_strategies:EnumerateStrategies",
     "solve-parallelism": "solve.solve_parallelism:SolveParallelism",
@@ -39,6 +40,7 @@ PASSES: dict[str, str] = {
     "partition-stages": "lower.partition_stages:PartitionStages",
     "localize": "lower.localize:Localize",
     "prefetch-parameters": "lower.prefetch_parameters:PrefetchParameters",
+    "overlap-gradients": "lower.overlap_gradients:OverlapGradients",
     "bucket-collectives": "lower.bucket_collectives:BucketCollectives",
     "schedule": "lower.schedule:Schedule",
 }
