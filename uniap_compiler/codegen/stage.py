@@ -16,11 +16,12 @@ from .names import Namespace, comment, dtype, string
 from .packs import find_packs
 from .wishes import wishes
 
-SEGMENTS = ("prelude", "forward", "backward", "reduce_gradients", "refresh_parameters")
+SEGMENTS = ("prelude", "forward", "backward", "backward_last", "reduce_gradients", "refresh_parameters")
 _SEGMENT_DOCS = {
     "prelude": "What is computed from inputs and constants alone, for the layers of this stage.",
     "forward": "One micro-batch through the layers of this stage.",
     "backward": "The gradients of one micro-batch.  Those of parameters are added up over the micro-batches.",
+    "backward_last": "The same for the last micro-batch: complete sums are reduced over the ranks meanwhile.",
     "reduce_gradients": "Once per step: the added-up gradients, complete, in the layout of the parameters.",
     "refresh_parameters": "Once per step, after the optimizer: copies of parameters get the new values.",
 }

@@ -43,7 +43,11 @@ OPS: dict[str, OpSpec] = {
     "comm.reduce_scatter_many": OpSpec(1, None, ("dims",)),
     "comm.all_gather_many": OpSpec(1, None, ("dims",)),
     "comm.all_gather_start": OpSpec(1, 1, ("dim",)),
-    "comm.wait": OpSpec(1, 1),
+    "comm.all_reduce_start": OpSpec(1, 1, ("op",)),
+    "comm.reduce_scatter_start": OpSpec(1, 1, ("dim",)),
+    "comm.all_reduce_many_start": OpSpec(1, 1, ("op",)),
+    "comm.reduce_scatter_many_start": OpSpec(1, 1, ("dims",)),
+    "comm.wait": OpSpec(1, None),
 }
 
 _schemas: Callable[[Op], OpSpec | None] | None = None

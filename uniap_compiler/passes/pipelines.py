@@ -25,7 +25,8 @@ PIPELINES: dict[str, str] = {
     "cleanup": "cse,dce",
     "compile": "canonicalize,outline-layers,differentiate,decompose-losses,shard-rules,"
     "enumerate-strategies,solve-parallelism,lower",
-    "lower": "insert-communication,partition-stages,localize,prefetch-parameters,bucket-collectives,schedule",
+    "lower": "insert-communication,partition-stages,localize,prefetch-parameters,overlap-gradients,"
+    "bucket-collectives,schedule",
 }
 
 _TOKEN = re.compile(r'\s*(?:([{},=])|("(?:[^"\\]|\\.)*")|([A-Za-z0-9_.+\-/:@*]+))')

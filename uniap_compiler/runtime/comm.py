@@ -46,6 +46,21 @@ class Then:
 
 
 @dataclass(frozen=True)
+class Many:
+    """Several tensors on their way in buckets: wait() gives them in their order."""
+
+    done: list[torch.Tensor]
+    flying: list[tuple[Pending, list[int]]]
+    finish: Callable[[torch.Tensor, list[int]], list[torch.Tensor]]
+
+    def wait(self) -> list[torch.Tensor]:
+        results: dict[int, torch.Tensor] = dict(enumerate(self.done))
+        for pending, bucket in self.flying:
+            results.update(zip(bucket, self.finish(pending.wait(), bucket), strict=True))
+        return [results[i] for i in range(len(results))]
+
+
+@dataclass(frozen=True)
 class Group:
     """One group as one of its ranks sees it.  handle: the torch process group, where there is one."""
 
@@ -135,7 +150,8 @@ class Communicator:
         """My place among the ranks of my group: which slice of a dim that is split over it is mine."""
         return self.group(group).position
 
-    def wait(self, handle: Pending) -> torch.Tensor:
+    def wait(self, handle: Any) -> Any:
+        """What a `_start` began: a tensor, or the list of a `_many_start`."""
         return handle.wait()
 
     def all_reduce_start(self, x: torch.Tensor, group: str, op: str = "sum") -> Pending:
@@ -188,6 +204,9 @@ class Communicator:
     # -- several tensors of one group with few messages: gradients and parameters, once per step ----------------------
 
     def all_reduce_many(self, xs: Sequence[torch.Tensor], group: str, op: str = "sum") -> list[torch.Tensor]:
+        return self.all_reduce_many_start(xs, group, op).wait()
+
+    def all_reduce_many_start(self, xs: Sequence[torch.Tensor], group: str, op: str = "sum") -> Many:
         def start(bucket: list[int]) -> Pending:
             return self.all_reduce_start(torch.cat([xs[i].reshape(-1) for i in bucket]), group, op)
 
@@ -200,6 +219,11 @@ class Communicator:
     def reduce_scatter_many(
         self, xs: Sequence[torch.Tensor], group: str, dims: Sequence[int], outers: Sequence[int] | None = None
     ) -> list[torch.Tensor]:
+        return self.reduce_scatter_many_start(xs, group, dims, outers).wait()
+
+    def reduce_scatter_many_start(
+        self, xs: Sequence[torch.Tensor], group: str, dims: Sequence[int], outers: Sequence[int] | None = None
+    ) -> Many:
         n = self.group(group).size
         pieces_of = [pieces.split(x, n, d, o) for x, d, o in zip(xs, dims, outers or [1] * len(xs), strict=True)]
 
@@ -226,19 +250,15 @@ class Communicator:
             stacked = [part.reshape(n, *xs[i].shape) for part, i in zip(parts, bucket, strict=True)]
             return [pieces.join(s, dims[i], blocks[i]) for s, i in zip(stacked, bucket, strict=True)]
 
-        return self._many(xs, group, start, finish)
+        return self._many(xs, group, start, finish).wait()
 
     def _many(
         self, xs: Sequence[torch.Tensor], group: str, start: Callable[[list[int]], Pending],
         finish: Callable[[torch.Tensor, list[int]], list[torch.Tensor]],
-    ) -> list[torch.Tensor]:  # fmt: skip
+    ) -> Many:  # fmt: skip
         if self.group(group).size == 1:
-            return list(xs)
-        flying = [(start(bucket), bucket) for bucket in _buckets(xs)]
-        results: dict[int, torch.Tensor] = {}
-        for pending, bucket in flying:
-            results.update(zip(bucket, finish(pending.wait(), bucket), strict=True))
-        return [results[i] for i in range(len(xs))]
+            return Many(list(xs), [], finish)
+        return Many([], [(start(bucket), bucket) for bucket in _buckets(xs)], finish)
 
     def slice(self, x: torch.Tensor, group: str, dim: int, outer: int = 1) -> torch.Tensor:
         g = self.group(group)

@@ -125,7 +125,7 @@ class StageLoop:
             if name not in self.accumulators:
                 raise RuntimeError(f"{segment} reads the gradient of {name}, which no backward has given")
             return self.accumulators.pop(name)
-        last = self.last_reader[role] == segment
+        last = self.last_reader[role] == segment.removesuffix("_last")
         try:
             return self.store.pop((role, m)) if last else self.store[role, m]
         except KeyError:

@@ -50,7 +50,7 @@ def bucket(func: Func) -> None:
         chosen = set(ready)
         waiting = [op for op in waiting if op not in chosen]
         for same in _alike(ready):
-            ops.append(same[0] if len(same) == 1 else _joined(same))
+            ops.append(same[0] if len(same) == 1 else joined(same))
         known |= {r for op in ready for r in op.results}
     func.ops = ops
 
@@ -68,7 +68,8 @@ def _alike(ops: list[Op]) -> list[list[Op]]:
     return list(found.values())
 
 
-def _joined(ops: list[Op]) -> Op:
+def joined(ops: list[Op]) -> Op:
+    """One op for several collectives of one kind, group and dtype."""
     attrs: dict[str, Attr] = {key: ops[0].attrs[key] for key in ("group", "op") if key in ops[0].attrs}
     if ops[0].name != "comm.all_reduce":
         attrs["dims"] = [op.attrs["dim"] for op in ops]

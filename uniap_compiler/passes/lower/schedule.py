@@ -34,7 +34,10 @@ class Schedule:
         rows = 0
         for stage in range(stages):
             table: list[list[str | int]] = []
-            for phase, m in compute_order(kind, stages, micro_batches, stage):
+            order = compute_order(kind, stages, micro_batches, stage)
+            for n, (phase, m) in enumerate(order):
+                if n + 1 == len(order) and f"stage_{stage}.{phase}_last" in module.funcs:
+                    phase = f"{phase}_last"
                 func = module.funcs.get(f"stage_{stage}.{phase}")
                 if func is None:
                     continue

@@ -1,0 +1,166 @@
+"""overlap-gradients: the last backward of a step reduces gradients while it still computes.
+
+    func @stage_0.backward_last(..., %d.w.sum) {args = [..., "grad:w"], results = ["grad:w", ...]}
+      %d.w = plan.call @block.dp4.backward(...)
+      %d.w_1 = aten.add.Tensor(%d.w.sum, %d.w)                      the sum over the micro-batches so far
+      %h = comm.all_reduce_start(%d.w_1) {group = "a_b", op = "sum"}
+      ...                                                           the layers before it
+      %d.w_2 = comm.wait(%h)
+
+A copy of @stage_i.backward for the last micro-batch of the table.  Gradients are taken together into buckets, in the
+order in which they become ready; what is left for @stage_i.reduce_gradients are gradients of copies.  A stage whose
+gradients fit one bucket is left alone: there would be nothing behind which the message could hide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from uniap_compiler.ir import Func, Module, Namer, Op, Value, users
+
+from .bucket_collectives import joined
+
+if TYPE_CHECKING:
+    from uniap_compiler.passes.manager import Session
+
+_REDUCTIONS = ("comm.all_reduce", "comm.reduce_scatter")
+_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2}
+
+
+@dataclass(frozen=True)
+class OverlapGradients:
+    name: ClassVar[str] = "overlap-gradients"
+    requires: ClassVar[str] = "local"
+    ensures: ClassVar[str] = "local"
+
+    bucket_bytes: int = 4 << 20
+    """A message starts when so many bytes of gradients are ready."""
+
+    def run(self, module: Module, session: Session) -> str:
+        info = module.find("plan.plan")
+        assert info is not None
+        accumulated = info.attrs["micro_batches"] != 1
+        messages = 0
+        for name in [n for n in module.funcs if n.endswith(".reduce_gradients")]:
+            stage = name.removesuffix(".reduce_gradients")
+            reduce, backward = module.funcs[name], module.funcs.get(f"{stage}.backward")
+            if backward is None:
+                continue
+            found = _reductions(reduce, backward)
+            if sum(_bytes(r.operand) for r in found.values()) <= self.bucket_bytes:
+                continue
+            last = _Last(backward, found, accumulated, self.bucket_bytes)
+            messages += last.messages
+            module.funcs = _after(module.funcs, backward.name, last.func)
+            _forget(reduce, {r.operand for r in found.values()})
+            if not reduce.ops and not reduce.returns:
+                del module.funcs[name]
+        return f"{messages} messages start inside the last backward"
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """What reduce_gradients does with one accumulator: a single collective, whose result is final."""
+
+    operand: Value
+    op: Op
+    role: str
+
+
+def _reductions(reduce: Func, backward: Func) -> dict[str, _Reduction]:
+    """Role of an accumulator -> its reduction, for those that nothing else touches."""
+    args, results, made = _list(reduce, "args"), _list(reduce, "results"), set(_list(backward, "results"))
+    readers = users(reduce)
+    found = {}
+    for value, role in zip(reduce.params, args, strict=True):
+        ops = readers[value]
+        if role not in made or len(ops) != 1 or ops[0].name not in _REDUCTIONS or value in reduce.returns:
+            continue
+        result = ops[0].results[0]
+        if not readers[result] and reduce.returns.count(result) == 1:
+            found[role] = _Reduction(value, ops[0], results[reduce.returns.index(result)])
+    return found
+
+
+class _Last:
+    """Builds @stage_i.backward_last.  func: the result.  messages: how many start inside it."""
+
+    def __init__(self, backward: Func, found: dict[str, _Reduction], accumulated: bool, limit: int) -> None:
+        self.func = backward.clone(f"{backward.name}_last")
+        self.namer, self.messages = Namer(self.func), 0
+        self.waits: list[Op] = []
+        self.final: dict[Value, Value] = {}
+        """gradient of the last micro-batch -> the reduced sum over all of them"""
+        args, results = _list(self.func, "args"), _list(self.func, "results")
+        ready = {v: role for v, role in zip(self.func.returns, results, strict=True) if v is not None and role in found}
+        waiting: dict[tuple[object, ...], list[tuple[Value, Value, Op]]] = {}
+        """per kind of message: (gradient, value to reduce, the collective that reduce_gradients had for it)"""
+        ops: list[Op] = []
+        for op in self.func.ops:
+            ops.append(op)
+            for value in [r for r in op.results if r in ready]:
+                total = value
+                if accumulated:
+                    held = Value(self.namer(f"{value.name}.sum"), value.type)
+                    self.func.params.append(held)
+                    args.append(ready[value])
+                    total = Value(self.namer(value.name), value.type)
+                    ops.append(Op("aten.add.Tensor", [held, value], [total]))
+                how = found[ready[value]].op
+                key = (how.name, how.attrs["group"], how.attrs.get("op"), value.type.dtype)
+                bucket = waiting.setdefault(key, [])
+                bucket.append((value, total, how))
+                if sum(_bytes(sent) for _, sent, _ in bucket) >= limit:
+                    ops.append(self._start(waiting.pop(key)))
+        ops += [self._start(bucket) for bucket in waiting.values()]
+        self.func.ops = ops + self.waits
+        self.func.returns = [self.final.get(v, v) if v is not None else None for v in self.func.returns]
+        self.func.attrs["phase"] = "backward_last"
+        self.func.attrs["args"] = list(args)
+        self.func.attrs["results"] = [found[role].role if role in found else role for role in results]
+
+    def _start(self, bucket: list[tuple[Value, Value, Op]]) -> Op:
+        """The message of a bucket; its wait is kept for the end of the func."""
+        self.messages += 1
+        sent = [total for _, total, _ in bucket]
+        how = [op for _, _, op in bucket]
+        handle = Value(self.namer(f"{sent[0].name}.handle"), sent[0].type)
+        results = [Value(self.namer(total.name), op.results[0].type) for total, op in zip(sent, how)]
+        self.final.update({value: result for (value, _, _), result in zip(bucket, results)})
+        self.waits.append(Op("comm.wait", [handle], results))
+        message = how[0] if len(how) == 1 else joined(how)
+        operands: list[Value | list[Value | None] | None] = [sent[0] if len(sent) == 1 else [*sent]]
+        return Op(f"{message.name}_start", operands, [handle], dict(message.attrs))
+
+
+def _forget(reduce: Func, operands: set[Value]) -> None:
+    """Take the reductions of these accumulators out of reduce_gradients."""
+    gone = {r for op in reduce.ops if operands & set(op.flat_operands()) for r in op.results}
+    args, results = _list(reduce, "args"), _list(reduce, "results")
+    reduce.ops = [op for op in reduce.ops if not operands & set(op.flat_operands())]
+    reduce.attrs["args"] = [role for role, p in zip(args, reduce.params, strict=True) if p not in operands]
+    reduce.attrs["results"] = [role for role, v in zip(results, reduce.returns, strict=True) if v not in gone]
+    reduce.params = [p for p in reduce.params if p not in operands]
+    reduce.returns = [v for v in reduce.returns if v not in gone]
+
+
+def _after(funcs: dict[str, Func], place: str, func: Func) -> dict[str, Func]:
+    """The funcs with `func` behind the one called `place`."""
+    result: dict[str, Func] = {}
+    for name, other in funcs.items():
+        result[name] = other
+        if name == place:
+            result[func.name] = func
+    return result
+
+
+def _list(func: Func, key: str) -> list[str]:
+    roles = func.attrs[key]
+    assert isinstance(roles, (list, tuple))
+    return [str(role) for role in roles]
+
+
+def _bytes(value: Value) -> int:
+    return _BYTES[value.type.dtype] * prod(int(d) for d in value.type.shape)  # type: ignore[arg-type]
