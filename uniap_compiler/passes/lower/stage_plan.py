@@ -65,6 +65,8 @@ class StagePlan:
     """activation -> the call that makes it"""
     layout_of: dict[Value, Layout] = field(default_factory=dict)
     """activation -> the layout in which its call returns it"""
+    updates: dict[Value, str] = field(default_factory=dict)
+    """activation that is a buffer's new value -> the buffer's path"""
     readers: dict[Value, list[tuple[Call, Value]]] = field(default_factory=dict)
     """value of the step -> (call, parameter of the forward func) in order"""
     residents: list[Resident] = field(default_factory=list)
@@ -103,15 +105,30 @@ class StagePlan:
         for call in self.calls:
             for value, param in call.arguments():
                 self.readers.setdefault(value, []).append((call, param))
-            for result, returned, role in call.outputs():
+            for result, returned, _ in call.outputs():
                 self.definition[result] = call
                 assert returned.type.layout is not None
                 self.layout_of[result] = returned.type.layout
-                if role.startswith("buffer:"):
-                    late = [c for c in self.calls if c.stage != call.stage and result in c.op.flat_operands()]
-                    if late:
-                        raise Diagnostic(f"buffer {role[7:]} is updated on stage {call.stage} and read on another",
-                                         help="force the layers that share it onto one stage")
+        roles = self.step.attrs["results"]
+        assert isinstance(roles, (list, tuple))
+        for value, role in zip(self.step.returns, roles, strict=True):
+            if value in self.definition and str(role).startswith("buffer:"):
+                self.updates[value] = str(role).removeprefix("buffer:")
+        self._check_buffers()
+
+    def _check_buffers(self) -> None:
+        """The next micro-batch begins with what this one left: a buffer that is updated lives on one stage."""
+        old = {str(p.attrs["path"]): p for p in self.step.params if p.attrs.get("role") == "buffer"}
+        for value, path in self.updates.items():
+            made = self.definition[value]
+            for call, _ in [*self.readers.get(value, []), *self.readers.get(old[path], [])]:
+                if call.stage != made.stage:
+                    raise Diagnostic(
+                        f"the buffer {path} is updated by {made.layer} on stage {made.stage} "
+                        f"and read by {call.layer} on stage {call.stage}",
+                        help=f"force the layers that share it onto one stage: --force pp=1, or {call.layer}:stage=... "
+                        f"and {made.layer}:stage=...",
+                    )
 
     def _place_parameters(self) -> None:
         taken: dict[tuple[Value, int, Layout, str], Resident] = {}

@@ -103,11 +103,11 @@ def forward(plan: StagePlan, stage: int) -> Func | None:
         wishes = [r.name for r, _, _ in outputs]
         results = seg.call(call.forward, operands, call.layer, wishes)
         by_name: dict[str, Value] = {}
-        for (result, returned, role), value in zip(outputs, results, strict=True):
+        for (result, returned, _), value in zip(outputs, results, strict=True):
             by_name[returned.name] = value
             seg.local[result] = value
-            if role.startswith("buffer:"):
-                buffers[_buffer_path(plan, call, role)] = value
+            if result in plan.updates:
+                buffers[plan.updates[result]] = value
         seg.forget_gathered()
         if call.backward is None:
             continue
@@ -157,19 +157,6 @@ def _step_value(call: Call, name: str) -> Value:
     value = call.op.flat_operands()[next(k for k, p in enumerate(call.forward.params) if p.name == name)]
     assert value is not None
     return value
-
-
-def _buffer_path(plan: StagePlan, call: Call, role: str) -> str:
-    """The global name of a buffer that a layer returns: the step's parameter behind the layer's own name."""
-    name = role.removeprefix("buffer:")
-    for value, param in call.arguments():
-        if param.attrs.get("role") == "buffer" and name in (param.name, param.attrs.get("path")):
-            while value in plan.definition:  # updated by an earlier call
-                earlier = plan.definition[value]
-                earlier_role = next(role for r, _, role in earlier.outputs() if r is value)
-                return _buffer_path(plan, earlier, earlier_role)
-            return str(value.attrs["path"])
-    raise KeyError(f"{call.layer} updates a buffer {name} that is none of its parameters")
 
 
 def _kept_inputs(plan: StagePlan, n: int, call: Call) -> list[tuple[Value, Value]]:
