@@ -9,12 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
 
-from tests.models import TASKS, Residual
-from uniap_compiler.capture import TrainingTask
+from tests.models import TASKS
+from uniap_compiler.ir import Diagnostic
 
 from .plans import Workshop, check, manifest, strategies
 
@@ -24,22 +21,39 @@ PLANS = {
     "tensor": (2, "pp=1,tp=2"),
     "stages": (4, "pp=2,dp=2,micro_batches=2"),
     "memory": (4, "pp=2,dp=2,micro_batches=2,shard=parameters,recompute=full"),
-    "optimizer": (4, "pp=2,tp=2,micro_batches=4,recompute=full"),
+    "tensor stages": (4, "pp=2,tp=2,micro_batches=4,recompute=full"),
 }
-MODELS = tuple(TASKS)
-
-
-def _task(model: str, dtype: torch.dtype = torch.float64) -> TrainingTask:
-    return TASKS[model]()
+ONE_STAGE = ("einsum", "statistics")
+"""One layer only; layers that update the same buffers."""
 
 
 @pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", TASKS)
 def test_model(model: str, plan: str, workshop: Workshop, out: Path) -> None:
     devices, force = PLANS[plan]
+    if model in ONE_STAGE:
+        devices, force = 2, force.replace("pp=2", "pp=1")
     task = TASKS[model]()
     bundle = workshop.compile(task, devices, force, out, name=model, global_batch=BATCH)
     report = check(bundle, task=task)
-    buffers = [row.name for row in report.rows if row.what.startswith("buffer after")]
+    after = {row.name for row in report.rows if row.what.startswith("buffer after")}
     if model == "convnet":
-        assert {"stem.1.running_mean", "stem.1.running_var", "norm.running_var"} <= set(buffers)
+        assert {"stem.1.running_mean", "stem.1.running_var", "norm.running_mean", "norm.running_var"} <= after
+    if model == "statistics":
+        assert {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked", "average"} <= after
+
+
+@pytest.mark.parametrize("plan", ["pp=2,dp=2", "pp=2,tp=2", "pp=4", "pp=2,dp=2,shard=optimizer"])
+def test_the_head_is_a_copy_of_the_embedding_on_another_stage(plan: str, workshop: Workshop, out: Path) -> None:
+    task = TASKS["tied"]()
+    bundle = workshop.compile(task, 4, f"{plan},micro_batches=2", out, name="tied", global_batch=BATCH)
+    layers = strategies(bundle)
+    assert layers["embed"][0] < layers["head"][0]
+    about = manifest(bundle)["parameters"]["embed.weight"]
+    assert about["home_stage"] == 0 and about["aliases"] == ["head.weight"]
+    check(bundle, task=task)
+
+
+def test_layers_that_share_a_changing_buffer_stay_together(workshop: Workshop, out: Path) -> None:
+    with pytest.raises(Diagnostic, match="is updated by norm@1 on stage 1 and read by norm on stage 0"):
+        workshop.compile(TASKS["statistics"](), 2, "pp=2;norm@1:stage=1", out, name="statistics", global_batch=BATCH)
