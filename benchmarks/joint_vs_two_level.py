@@ -94,7 +94,8 @@ def main() -> None:
             gpt(32, 16, hidden=4096, memory=16 * GB) | {"name": "gpt34-n16-16GB, 1F1B"},
             gpt(48, 64, hidden=5120, memory=10 * GB) | {"name": "gpt50-n64-10GB, 1F1B"},
         ]
-    print("| problem | joint, s | even stages | uniform | min-max | intra only | inter only |\n|---|---|---|---|---|---|---|")
+    print("| problem | joint, s | even stages | uniform | min-max | intra only | inter only |")
+    print("|---|---|---|---|---|---|---|")
     for data in problems:
         row = compare(data)
         best = row.pop("joint")

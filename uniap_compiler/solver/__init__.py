@@ -8,6 +8,7 @@
 """
 
 from uniap_compiler.solver.evaluate import enumerate_plans, evaluate
+from uniap_compiler.solver.graph import Order, linearise
 from uniap_compiler.solver.plan import Plan, Result
 from uniap_compiler.solver.problem import Candidate, Fixed, Problem, ProblemError, Value
 from uniap_compiler.solver.uop import solve
@@ -15,6 +16,7 @@ from uniap_compiler.solver.uop import solve
 __all__ = [
     "Candidate",
     "Fixed",
+    "Order",
     "Plan",
     "Problem",
     "ProblemError",
@@ -22,5 +24,6 @@ __all__ = [
     "Value",
     "enumerate_plans",
     "evaluate",
+    "linearise",
     "solve",
 ]
