@@ -1,7 +1,7 @@
 """The other side of step_time.py: the user's module trained by eager autograd, on several ranks under DDP.
 
-    torchrun --standalone --nproc-per-node 4 benchmarks/eager_training.py examples/mlp.py:task --data examples/mlp.py:batches
-        --global-batch 64 --steps 20 --metrics out.jsonl
+    torchrun --standalone --nproc-per-node 4 benchmarks/eager_training.py examples/mlp.py:task \\
+        --data examples/mlp.py:batches --global-batch 64 --steps 20 --metrics out.jsonl
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/step_time.py [--model examples/mlp.py] [--ranks 1 2 4] [--rounds 3] [--steps 20]
 
-The two sides alternate, so that a machine whose speed wanders slows both; a row gives the median step of each side, over
-all rounds and without the first five steps, and the ratio of the two (below 1: the generated code is faster).
+The two sides alternate, so that a machine whose speed wanders slows both; a row gives the median step of each side,
+over all rounds and without the first five steps, and the ratio of the two (below 1: the generated code is faster).
 """
 
 from __future__ import annotations

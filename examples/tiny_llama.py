@@ -139,7 +139,7 @@ def batches(
 
 
 def task(config: Config = Config()) -> TrainingTask:
-    from uniap_compiler import TrainingTask  # here, so that a cluster without the compiler can take `batches` from this file
+    from uniap_compiler import TrainingTask  # here, so that `batches` needs torch only
 
     torch.manual_seed(0)
     batch, targets = next(batches(8, config.sequence))

@@ -1,4 +1,4 @@
-"""uniap-compiler: an ordinary torch.nn.Module, a global batch and a cluster in; a directory of plain Python for torchrun out.
+"""uniap-compiler: a torch.nn.Module, a global batch and a cluster in; a directory of plain Python for torchrun out.
 
     nn.Module + batch --capture--> one func of aten ops                 torch.export -> IR
       --outline-layers--> one func per distinct layer, a chain of calls

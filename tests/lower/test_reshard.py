@@ -71,7 +71,8 @@ def carry_out(held: dict[Device, np.ndarray], step, before: Layout) -> dict[Devi
         elif step.op == "reduce_scatter":
             result[device] = split_runs(sum(values), attrs["dim"], outer(step.layout), len(mates))[me]
         elif step.op == "all_to_all":
-            pieces = [split_runs(v, attrs["split_dim"], outer(step.layout, "split_dim"), len(mates))[me] for v in values]
+            runs = outer(step.layout, "split_dim")
+            pieces = [split_runs(v, attrs["split_dim"], runs, len(mates))[me] for v in values]
             result[device] = join_runs(pieces, attrs["concat_dim"], outer(before, "concat_dim"))
         elif step.op == "first":
             result[device] = values[me] if me == 0 else np.zeros_like(values[me])
@@ -81,14 +82,14 @@ def carry_out(held: dict[Device, np.ndarray], step, before: Layout) -> dict[Devi
 
 
 def check(now: Layout, goal: Layout) -> list[str]:
-    rng = np.random.default_rng(0)
-    full = rng.integers(-99, 99, SHAPE).astype(float)
+    full = np.random.default_rng(0).integers(-99, 99, SHAPE).astype(float)
     held = {}
     for device in DEVICES:
         pending = [axis for _, axis in now.pending]
         mine = block(full, now, device)
         mates = group(device, pending)
-        noise = [np.random.default_rng(sum(9**n * c for n, c in enumerate(m))).integers(-9, 9, mine.shape) for m in mates]
+        seeds = [sum(9**n * c for n, c in enumerate(m)) for m in mates]
+        noise = [np.random.default_rng(seed).integers(-9, 9, mine.shape) for seed in seeds]
         held[device] = noise[mates.index(device)] + 0.0
         if device == mates[0]:  # the parts of all mates add up to the true block
             held[device] = mine - sum(noise[1:])

@@ -62,9 +62,9 @@ def _per_atom(dim: DimLayout, sizes: Sequence[Dim], mesh: dict[str, int]) -> lis
             axes.append(tuple(here))
         assert not rest, f"{dim} does not fit the factors {sizes}"
         return axes
-    index, left = 0, None
+    index, left = 0, 1
     for size in sizes:  # parts are unions of neighbouring factors; only the first factor of a part can be split
-        if left is None or left == 1:
+        if left == 1:
             left = at(parts[index].size, 1 << 20)  # type: ignore[arg-type]
             axes.append(parts[index].axes)
             index += 1

@@ -144,13 +144,12 @@ def _retarget_forward(op: Op, old: Func, new: Func, namer: Namer) -> dict[str, V
 
 
 def _retarget_backward(op: Op, old: Func, new: Func, forward: Mapping[str, Value | None]) -> None:
-    tangents = {
-        p.name: value for p, value in zip(old.params, op.flat_operands(), strict=True) if p.attrs.get("role") == "tangent"
-    }
+    given = dict(zip((p.name for p in old.params), op.flat_operands(), strict=True))
     op.symbol = new.name
-    op.operands = [
-        tangents[p.name] if p.attrs.get("role") == "tangent" else forward[str(p.attrs.get("of", p.name))] for p in new.params
-    ]
+    op.operands = []
+    for p in new.params:
+        tangent = p.attrs.get("role") == "tangent"
+        op.operands.append(given[p.name] if tangent else forward[str(p.attrs.get("of", p.name))])
 
 
 def _roles(func: Func) -> list[str]:

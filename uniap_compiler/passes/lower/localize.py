@@ -51,7 +51,8 @@ def localize_func(func: Func, mesh: dict[str, int], micro_batch: int) -> None:
         try:
             shape = layout.local_shape(value.type.shape, mesh, micro_batch)
         except ValueError as error:
-            raise Diagnostic(f"%{value.name} of @{func.name} does not fit its layout {layout}: {error}", func=func) from None
+            message = f"%{value.name} of @{func.name} does not fit its layout {layout}: {error}"
+            raise Diagnostic(message, func=func) from None
         local[value] = TensorType(shape, value.type.dtype)
     for op in func.ops:
         if op.name.startswith("comm."):
@@ -82,7 +83,8 @@ def _compute_attrs(op: Op, local: dict[Value, TensorType], mesh: dict[str, int],
 
 
 def _comm_attrs(op: Op, local: dict[Value, TensorType], mesh: dict[str, int], batch: int) -> Attrs:
-    attrs = {k: evaluate(v, batch) for k, v in op.attrs.items() if k not in ("axes", "outer", "split_outer", "concat_outer")}
+    replaced = ("axes", "outer", "split_outer", "concat_outer")
+    attrs = {k: evaluate(v, batch) for k, v in op.attrs.items() if k not in replaced}
     axes = op.attrs.get("axes")
     if axes is None:  # send, recv
         if op.name == "comm.recv":

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from uniap_compiler.ir import Func, Module, Namer, Op, Value, users
+from uniap_compiler.ir import Func, Module, Namer, Op, Value, at, users
 
 from .bucket_collectives import joined
 
@@ -163,4 +163,4 @@ def _list(func: Func, key: str) -> list[str]:
 
 
 def _bytes(value: Value) -> int:
-    return _BYTES[value.type.dtype] * prod(int(d) for d in value.type.shape)  # type: ignore[arg-type]
+    return _BYTES[value.type.dtype] * prod(at(d, 1) for d in value.type.shape)

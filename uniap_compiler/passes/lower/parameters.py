@@ -1,8 +1,8 @@
 """Where every parameter lives: its home, its copies, and how its state and gradient are spread.
 
 The home `NAME` is what the optimizer updates, on the stage of the first layer that reads it, in the layout of its
-state.  A reader that wants another layout, or is on another stage, reads a copy `NAME@copyK`: its gradient is added up at
-the home once per step (`reduce_gradients`) and the new value comes back (`refresh_parameters`).
+state.  A reader that wants another layout, or is on another stage, reads a copy `NAME@copyK`: its gradient is added
+up at the home once per step (`reduce_gradients`) and the new value comes back (`refresh_parameters`).
 
     shard         read from                 gradient of a micro-batch     home (and optimizer state)
     none          the home                  pending over data             whole on data

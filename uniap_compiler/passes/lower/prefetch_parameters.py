@@ -1,9 +1,9 @@
 """prefetch-parameters: gather the parameters of the next layer while this one computes.
 
-    %w_1 = comm.all_gather(%w) {group = "a"}            %h_w = comm.all_gather_start(%w) {group = "a"}    one layer earlier
-    %h1 = plan.call @block.forward(%h0, %w_1)     ->    ...
-                                                        %w_1 = comm.wait(%h_w)
-                                                        %h1 = plan.call @block.forward(%h0, %w_1)
+    %w_1 = comm.all_gather(%w) {group = "a"}         %h = comm.all_gather_start(%w) {group = "a"}    one layer earlier
+    %h1 = plan.call @block.forward(%h0, %w_1)  ->    ...
+                                                     %w_1 = comm.wait(%h)
+                                                     %h1 = plan.call @block.forward(%h0, %w_1)
 
 Only gathers of stored shards in @stage_i.forward and @stage_i.backward move; a start goes no further than one layer
 ahead, so at most two layers' parameters are gathered at a time (the working set that the memory model counts).

@@ -111,9 +111,9 @@ class StagePlan:
                 self.layout_of[result] = returned.type.layout
         roles = self.step.attrs["results"]
         assert isinstance(roles, (list, tuple))
-        for value, role in zip(self.step.returns, roles, strict=True):
-            if value in self.definition and str(role).startswith("buffer:"):
-                self.updates[value] = str(role).removeprefix("buffer:")
+        for final, role in zip(self.step.returns, roles, strict=True):
+            if final in self.definition and str(role).startswith("buffer:"):
+                self.updates[final] = str(role).removeprefix("buffer:")
         self._check_buffers()
 
     def _check_buffers(self) -> None:
@@ -149,7 +149,8 @@ class StagePlan:
                     old = taken[key]
                     assert old.gradient is not None
                     pending = tuple(a for a in tensor if a in pending or a in old.gradient.pending_axes())
-                    old.gradient = reader(old.name, value, call.stage, shard, layout, data, pending, self.mesh)[0].gradient
+                    both, _ = reader(old.name, value, call.stage, shard, layout, data, pending, self.mesh)
+                    old.gradient = both.gradient
                 else:
                     made, state = reader(path, value, call.stage, shard, layout, data, pending, self.mesh)
                     if value not in copies:

@@ -29,9 +29,9 @@ def prelude(plan: StagePlan, stage: int) -> Func | None:
     step_value = dict(zip((p.name for p in source.params), op.flat_operands()))
     roles = []
     for p in func.params:
-        value = step_value[p.name]
-        assert value is not None
-        roles.append(_source_role(value))
+        origin = step_value[p.name]
+        assert origin is not None
+        roles.append(_source_role(origin))
     names = [op.results[n].name for n in wanted]
     func.attrs = {"kind": "segment", "stage": stage, "phase": "prelude", "args": roles,
                   "results": [f"prelude:{name}" for name in names]}
@@ -234,7 +234,8 @@ def backward(plan: StagePlan, stage: int) -> Func | None:
                 sums[resident.name] = part if old is None else seg.add(old, part, f"{resident.name}.grad")
             elif value in plan.definition:
                 part = seg.to(result, plan.layout_of[value])
-                gradient[value] = part if value not in gradient else seg.add(gradient[value], part, f"{value.name}.grad")
+                known = gradient.get(value)
+                gradient[value] = part if known is None else seg.add(known, part, f"{value.name}.grad")
     for value in plan.crossing(stage - 1):
         if plan.has_gradient(value, stage - 1):
             seg.give(f"send_grad:{value.name}", gradient[value])
@@ -264,7 +265,8 @@ def _saved(seg: MicroBatch, plan: StagePlan, n: int, call: Call) -> dict[str, Va
 
 
 def _backward_operand(
-    seg: MicroBatch, plan: StagePlan, n: int, call: Call, p: Value, saved: dict[str, Value], gradient: dict[Value, Value]
+    seg: MicroBatch, plan: StagePlan, n: int, call: Call, p: Value, saved: dict[str, Value],
+    gradient: dict[Value, Value],
 ) -> Value:
     assert p.type.layout is not None
     role, of = p.attrs.get("role"), str(p.attrs.get("of", p.name))
