@@ -222,3 +222,14 @@ def test_buckets_pay_the_latency_once_per_stage() -> None:
     layer.parameters = [replace(layer.parameters[0], shape=(64, 2**18))]  # 64 MiB: four messages, one by one
     big = strategy_cost(layer, Strategy(1, 4), mesh, Optimizer(0, 0.0, 0), 8, [1], layers=5)
     assert big.step == pytest.approx(64 * 2**20 * (beta + 4e-9) + alpha)
+
+
+def test_reductions_hide_behind_the_last_backward() -> None:
+    mesh = Mesh.of(cluster(), 1, 0)
+    layer, apart = costs("none", layers=5)
+    _, beside = costs("none", layers=5, overlap=0.25)
+    alpha, beta = mesh.alpha_beta("all_reduce", ("a", "b"))
+    reduce = (W1 + W2) * (beta + 4e-9) + 2 * alpha / 10
+    np.testing.assert_allclose(
+        apart.step - beside.step, 0.75 * np.minimum(reduce, beside.backward - [0, 3 * 2048 / 1e9])
+    )

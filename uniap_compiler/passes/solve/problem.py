@@ -239,8 +239,7 @@ class _Builder:
                     cost, place = self._known(kind, strategies[k], i)
                     tables["forward"][kind][i, k] = cost.forward[place[c]]
                     tables["backward"][kind][i, k] = cost.backward[place[c]]
-                tables["step"][kind][k] = cost.step
-                for name in names[3:]:
+                for name in names[2:]:
                     tables[name][kind][k] = getattr(cost, name)[place[c]]
         n = self.counts.index(c)
         move, back, pass_on, pass_back = self._edges(classes, n)

@@ -29,6 +29,9 @@ BOUNDARIES = ("replicated", "sequence")
 BUCKET = 16 * 2.0**20
 """Bytes of one message of what happens once per step, as in runtime/comm.py."""
 
+GRADIENT_BUCKET = 4 * 2.0**20
+"""The same for reductions of gradients, as in passes/lower/overlap_gradients.py."""
+
 
 @dataclass(frozen=True, order=True)
 class Strategy:
@@ -77,7 +80,7 @@ class StrategyCost:
 
     forward: Vector
     backward: Vector
-    step: float
+    step: Vector
     in_flight: Vector
     resident: Vector
     workspace: Vector
@@ -104,8 +107,8 @@ def strategy_cost(
     """copies: tied parameters whose home is another layer; free: those that lie in the home's own memory.
 
     prefetch: the emitted code gathers a layer's parameters while the one before computes (pass prefetch-parameters).
-    layers: like this one that a stage has, about: what happens once per step is sent together for all of them (pass
-    bucket-collectives); 0: one collective per parameter.
+    layers: like this one that a stage has, about: what happens once per step is sent together for all of them (passes
+    overlap-gradients and bucket-collectives); 0: one collective per parameter, nothing beside it.
     """
     counts = np.asarray(list(micro_batches), dtype=np.int64)
     local = global_batch // counts // strategy.dp
@@ -130,6 +133,8 @@ def strategy_cost(
     kappa = cluster.overlap if prefetch else 1.0
     forward = overlapped(forward, np.full_like(forward, state.gather_forward), kappa)
     backward = overlapped(backward, np.full_like(backward, state.gather_backward), kappa) + state.scatter
+    # Gradients are reduced beside the last micro-batch's backward (pass overlap-gradients).
+    hidden = overlapped(backward, np.full_like(backward, state.reduce), cluster.overlap if layers else 1.0) - backward
     accumulating = np.where(counts > 1, 1.0, 0.0)
     backward = backward + accumulating * state.accumulate
 
@@ -143,7 +148,7 @@ def strategy_cost(
     return StrategyCost(
         forward=forward,
         backward=backward,
-        step=state.step,
+        step=state.step + hidden,
         in_flight=(layer.inputs if recompute else layer.saved)[at],
         resident=resident,
         workspace=np.maximum(working, state.step_workspace),
@@ -167,7 +172,8 @@ class _Shards:
         cluster = mesh.cluster
         self.kept = self.gradients = self.gathered = self.unscattered = self.step_workspace = 0.0
         self.accumulate = self.step = 0.0
-        gathers, again, scatters, once = _Calls(mesh), _Calls(mesh), _Calls(mesh), _Calls(mesh, together)
+        gathers, again, scatters = _Calls(mesh), _Calls(mesh), _Calls(mesh)
+        reduces, refreshes = _Calls(mesh, together, GRADIENT_BUCKET), _Calls(mesh, together, BUCKET)
         data, dp = axes[DATA], strategy.dp
         for p in parameters:
             size = p.bytes
@@ -198,23 +204,24 @@ class _Shards:
                 self.step += 2 * float(mesh.send_seconds(home))
                 continue
             if split and not scattered:
-                once.add("reduce_scatter", data, size)
-            once.add("all_reduce", pending if split else (*pending, *data), home)
+                reduces.add("reduce_scatter", data, size)
+            reduces.add("all_reduce", pending if split else (*pending, *data), home)
             if split and not always:
-                once.add("all_gather", data, size)
+                refreshes.add("all_gather", data, size)
                 self.kept += home  # the optimizer works on a shard of its own
             self.kept += optimizer.states * home
             self.step += _pointwise(cluster, optimizer.passes * home, optimizer.launches)
         self.gather_forward, self.gather_backward, self.scatter = gathers.seconds, again.seconds, scatters.seconds
-        self.step += once.seconds
+        self.reduce = reduces.seconds
+        self.step += refreshes.seconds
 
 
 class _Calls:
-    """Collectives on parameters.  together: how many tensors of a stage travel as one message of up to BUCKET bytes,
+    """Collectives on parameters.  together: how many tensors of a stage travel as one message of up to `bucket` bytes,
     packed and unpacked; each pays its share of the latency (0: each is a message of its own)."""
 
-    def __init__(self, mesh: Mesh, together: float = 0.0) -> None:
-        self.mesh, self.together = mesh, together
+    def __init__(self, mesh: Mesh, together: float = 0.0, bucket: float = BUCKET) -> None:
+        self.mesh, self.together, self.bucket = mesh, together, bucket
         self.seconds = 0.0
 
     def add(self, kind: str, over: tuple[str, ...], size: float) -> None:
@@ -222,7 +229,7 @@ class _Calls:
         if not beta:
             return
         if self.together:
-            alpha *= min(1.0, max(size / BUCKET, 1.0 / self.together))
+            alpha *= min(1.0, max(size / self.bucket, 1.0 / self.together))
             self.seconds += _pointwise(self.mesh.cluster, 4 * size)
         self.seconds += alpha + beta * size
 
