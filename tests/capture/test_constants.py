@@ -61,6 +61,14 @@ def test_a_table_is_folded() -> None:
     assert op.name == "plan.constant" and op.attrs["digest"] == constants.digest(str(op.symbol))
 
 
+def test_equal_tables_are_one_constant() -> None:
+    def body(self: Any, x: Tensor) -> Tensor:
+        return x * self.table.cos() + x.tanh() * self.table.cos()
+
+    module, constants = check(body)
+    assert len(constants) == 1
+
+
 def test_a_buffer_used_whole_stays_a_buffer() -> None:
     module, constants = check(lambda self, x: x * self.table[: x.shape[1]])
     assert roles(module)["table"] == "buffer" and len(constants) == 0

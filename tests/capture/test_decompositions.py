@@ -184,6 +184,14 @@ def test_attention_without_heads_or_with_broadcast_batches(shapes: Any) -> None:
     check(d.attention, F.scaled_dot_product_attention, r(*q), r(*k), r(*k))
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_adaptive_pools(size: int) -> None:
+    check(lambda x: d.adaptive_avg_pool1d(x, [size]), lambda x: F.adaptive_avg_pool1d(x, size), r(2, 3, 7))
+    check(lambda x: d.adaptive_avg_pool2d(x, [size, size]), lambda x: F.adaptive_avg_pool2d(x, size), r(2, 3, 7, 5))
+    x = r(2, 3, 1, 5)
+    torch.testing.assert_close(d.adaptive_avg_pool2d(x, [1, 2]), F.adaptive_avg_pool2d(x, (1, 2)))
+
+
 def test_copy_into_a_slice() -> None:
     check(lambda y: d.copy(r(3, 4), y) * 2, lambda y: y.expand(3, 4) * 2, r(4))
     assert d.copy(torch.zeros(2, 3, dtype=torch.float64), torch.ones(3)).dtype == torch.float64

@@ -74,8 +74,10 @@ class Recorder(TorchDispatchMode):
             with self:
                 return self.rewrite[func](*args, **kwargs)
         result = func(*args, **kwargs)
-        if func.namespace not in ("aten", "uniap"):  # prim.device and the like make no tensor
-            return result
+        if func.namespace not in ("aten", "uniap"):
+            if isinstance(result, torch.Tensor) or isinstance(result, (tuple, list)):
+                raise NotImplementedError(f"the op {func} of another library is not supported")
+            return result  # prim.device and the like
         if func in self._same:
             if self.knows(args[0]):
                 self.bind(result, self.value_of(args[0]))

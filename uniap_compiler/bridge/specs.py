@@ -1,7 +1,7 @@
 """torch's schemas as op specs, for the verifier of the IR (which does not import torch).
 
-    aten.add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor          2 operands, 1 result
-    aten.mul.Tensor(%x) {other = 2.0}                                                1 operand: a number is an attribute
+aten.add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor          2 operands, 1 result
+aten.mul.Tensor(%x) {other = 2.0}                                                1 operand: a number is an attribute
 """
 
 from __future__ import annotations

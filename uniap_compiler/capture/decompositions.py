@@ -240,6 +240,15 @@ def bce_with_logits(
     return _reduced(loss if weight is None else loss * weight, reduction)
 
 
+def adaptive_avg_pool1d(x: Tensor, size: list[int]) -> Tensor:
+    return adaptive_avg_pool2d(x.unsqueeze(-2), [1, *size]).squeeze(-2)
+
+
+def adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Tensor:
+    """To one pixel it is a mean; torch's definition also restores strides, which has no derivative here."""
+    return mean(x, [-2, -1], True) if list(size) == [1, 1] else aten._adaptive_avg_pool2d(x, size)
+
+
 # Normalisation.
 
 
@@ -377,6 +386,8 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.group_norm.default: group_norm,
     aten.instance_norm.default: instance_norm,
     aten.rms_norm.default: rms_norm,
+    aten.adaptive_avg_pool1d.default: adaptive_avg_pool1d,
+    aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
     aten.copy.default: copy,
     aten.dropout.default: dropout,
     aten.feature_dropout.default: dropout,

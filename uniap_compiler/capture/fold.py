@@ -54,12 +54,21 @@ def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -
     inside = set(folded)
     outside = {v for op in func.ops if op not in inside for v in op.flat_operands()} | set(func.returns)
     new: list[Value] = []
+    same: dict[Value, Value] = {}
     for op in folded:
         for v in op.results:
             if v in outside and v not in single:
+                data = known[v].contiguous()
+                # equal tables (each layer's own cos) are one constant, so that the layers stay equal
+                twin = next((n for n in new if n.type == v.type and torch.equal(constants[n.name], data)), None)
+                if twin is not None:
+                    same[v] = twin
+                    continue
                 v.attrs = {"role": "constant"}
-                constants[v.name] = known[v].contiguous()
+                constants[v.name] = data
                 new.append(v)
+    for op in func.ops:
+        op.replace_operands(lambda v: same.get(v, v))
     func.params.extend(new)
     func.ops = [op for op in func.ops if op not in inside or any(r in single and r in outside for r in op.results)]
     _recognise_causal(func, constants)

@@ -90,11 +90,16 @@ def _open(prefix: Path, inside: list[Op]) -> list[Segment]:
     parts = _place(inside, owner)
     if len(names) > 1 and prefix and not _is_chain(inside, parts):
         return whole
-    return [segment for part in parts for segment in _open(part.path, part.ops)]
+    opened = [segment for part in parts for segment in _open(part.path, part.ops)]
+    weighty = sum(
+        any(v is not None and v.attrs.get("role") == "param" for op in s.ops for v in op.flat_operands())
+        for s in opened
+    )
+    return opened if weighty > 1 or not prefix else whole  # an activation after the only child is no layer
 
 
 def _is_chain(inside: list[Op], parts: list[Segment]) -> bool:
-    """One value alive between neighbours; or several, when the parts are equal and each reads the one before."""
+    """One value alive between neighbours; or several, if all parts but one are equal and each reads the one before."""
     if len(parts) < 2:
         return False
     index = {op: i for i, part in enumerate(parts) for op in part.ops}
@@ -108,8 +113,9 @@ def _is_chain(inside: list[Op], parts: list[Segment]) -> bool:
                 readers.setdefault(v, set()).add(index[op])
                 if op in owned:
                     arguments.setdefault(v, set()).add(index[op])
-    signatures = [_signature(part.owned) for part in parts]
-    if len(set(signatures)) == 1:
+    signatures = Counter(_signature(part.owned) for part in parts)
+    usual = signatures.most_common(1)[0][1]
+    if usual == len(parts) or usual == len(parts) - 1 > 1:  # the first one may make something for the others
         linked = {(made[v], i) for v in made if v in readers for i in readers[v]}
         return all((i, i + 1) in linked for i in range(len(parts) - 1))
     for cut in range(len(parts) - 1):
