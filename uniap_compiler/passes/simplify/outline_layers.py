@@ -61,8 +61,8 @@ class OutlineLayers:
             new_main.ops.append(Op("plan.call", inputs, outputs, {"layer": layer}, symbol=by_structure[key].name))
         new_main.returns = list(main.returns)
         module.add(new_main)
-        names = ", ".join("@" + f.name for f in by_structure.values())
-        return f"{len(parts)} layers, {len(by_structure)} distinct: {names}"
+        listed = ", ".join("@" + f.name for f in by_structure.values())
+        return f"{len(parts)} layers, {len(by_structure)} distinct: {listed}"
 
 
 def gradient_values(main: Func) -> set[Value]:
