@@ -299,7 +299,11 @@ def _finish(
         watching.append(Dump(Path(dump), first))
         Path(dump).mkdir(parents=True, exist_ok=True)
         save(Path(dump) / WEIGHTS_FILE, _distinct(session.weights or {}))
-    run_passes(module, passes, session, instruments=watching, reproducer=Path(dump) if dump is not None else None)
+    # Without dumps a reproducer is left for a bug of ours only, beside the bundle's folder, which must stay as it is.
+    folder = Path(dump) if dump is not None else out.with_name(f"{out.name}.failed")
+    run_passes(
+        module, passes, session, instruments=watching, reproducer=folder, reproduce_mistakes=dump is not None,
+    )
     with clock.measure("codegen"):
         write_bundle(module, session, out, plan=clock.plan)
     return Compiled(out, module, clock.plan or print_module(module), clock.seconds)

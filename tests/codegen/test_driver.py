@@ -13,6 +13,7 @@ from uniap_compiler import driver
 from uniap_compiler.cli.main import main
 from uniap_compiler.codegen.bundle import hash_files
 from uniap_compiler.ir import Atom, Diagnostic, parse_module, print_module
+from uniap_compiler.passes.simplify.differentiate import Differentiate
 from uniap_compiler.runtime.weights import save
 from uniap_compiler.verify import verify
 
@@ -201,3 +202,18 @@ def test_explain(compiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     about = json.loads(said)
     assert [row["stage"] for row in about["layers"]] == sorted(row["stage"] for row in about["layers"])
     assert {row["dp"] for row in about["layers"]} == {2}
+
+
+def test_a_bug_of_a_pass_leaves_a_reproducer_beside_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Differentiate, module: object, session: object) -> None:
+        raise ZeroDivisionError("not the user's fault")
+
+    monkeypatch.setattr(Differentiate, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        driver.compile("examples/mlp.py:task", "laptop", 8, out=tmp_path / "build")
+    first = (tmp_path / "build.failed" / "reproducer.mlir").read_text().splitlines()[0]
+    assert first.startswith("// uniap-opt ") and first.endswith("-p differentiate")
+    monkeypatch.undo()
+    with pytest.raises(Diagnostic):
+        driver.compile("examples/mlp.py:task", "laptop", 7, out=tmp_path / "other", force="dp=2")
+    assert not (tmp_path / "other.failed").exists()

@@ -92,11 +92,13 @@ def run_passes(
     instruments: Sequence[Instrument] = (),
     verify_each: bool = True,
     reproducer: Path | None = None,
+    reproduce_mistakes: bool = True,
     stop_after: str | None = None,
 ) -> Module:
     """Run the passes on the module, in place.  Raises Diagnostic for a user's mistake.
 
-    reproducer: a folder (made when needed) for reproducer.mlir.  stop_after: the name of the last pass to run.
+    reproducer: a folder (made when needed) for reproducer.mlir.  reproduce_mistakes: also when a pass itself says what
+    is wrong, not only when it breaks or leaves a module that does not verify.  stop_after: the last pass to run.
     """
     session = session if session is not None else Session()
     level = module.attrs.get("level")
@@ -109,8 +111,10 @@ def run_passes(
         before = print_module(module) if reproducer is not None else ""
         record = PassRecord(number, pass_.name)
         start = time.perf_counter()
+        done = False
         try:
             record.report = pass_.run(module, session)
+            done = True
             if pass_.ensures is not None:
                 module.attrs["level"] = Atom(pass_.ensures)
             record.seconds = time.perf_counter() - start
@@ -119,7 +123,8 @@ def run_passes(
             record.verify_seconds = time.perf_counter() - start - record.seconds
         except Exception as error:
             note = f"in the pass {pass_.name}"
-            if reproducer is not None:
+            mistake = isinstance(error, Diagnostic) and not done
+            if reproducer is not None and (reproduce_mistakes or not mistake):
                 note += "; to repeat it: " + write_reproducer(reproducer, pass_, before, session.constants)
             if isinstance(error, Diagnostic):
                 error.notes.append(note)
