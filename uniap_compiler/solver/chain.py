@@ -28,7 +28,7 @@ QUICK_BEAM, BEAM = 4, 24
 #: Caps are lowered by this fraction, so that "below T'" is a closed condition; bounds give it back.
 BELOW = 1e-9
 #: Exact times are computed a little beyond their caps, so that the derived rows of the winner can use them again.
-ROOMY = 1e-5
+ROOMY = 2e-4
 
 Offer = Callable[[list[int], list[int]], None]
 Incumbent = Callable[[], float]
@@ -117,7 +117,7 @@ class ChainSearch:
         """Drop the intervals that no plan better than the incumbent uses."""
         table = self.table
         totals = table.totals(np.inf)
-        self.floor = self._least_period()
+        self.floor = self._least_period(incumbent)
         keep = []
         for own, total in zip(table.stages, totals, strict=True):
             longest = np.maximum(own.t.min(axis=(1, 2), initial=np.inf, where=np.isfinite(own.t)), self.floor)
@@ -126,21 +126,23 @@ class ChainSearch:
             )
         table.stages = [own.keep(mask) for own, mask in zip(table.stages, keep, strict=True)]
 
-    def _least_period(self) -> float:
-        """A period below which no plan exists, by bisection on the cap."""
-        table = self.table.timed()
-        root = table.best(np.inf)
+    def _least_period(self, incumbent: float) -> float:
+        """A period below which no plan better than the incumbent exists: the range is split, the lowest part first."""
+        timed = self.table.timed()
+        root = timed.best(np.inf)
         if root is None or self.rounds == 0:
             return 0.0
-        low, high = self.floor, root.period
-        while high - low > 1e-6 * high:
+        pending = [(self.floor, max(self.floor, root.period))]
+        while pending:
+            low, high = pending.pop()
+            path = self.table.best(high)
+            if path is None or path.total + self.rounds * low >= incumbent or timed.best(high) is None:
+                continue
+            if high - low <= 1e-5 * high:
+                return low
             middle = 0.5 * (low + high)
-            path = table.best(middle)
-            if path is None:
-                low = middle
-            else:
-                high = min(middle, path.period)
-        return low
+            pending += [(middle, high), (low, middle)]
+        return max(self.floor, root.period)
 
     # -- the exact search -------------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ class IntervalTable:
                 total = total + rest[own.b + 1][:, None, :]
             f[i] = _by_start(own.a, total.min(axis=2), L)
             if at.steady and D - i < at.micro_batches and own.cost is own.t:
-                f[i][f[i] > (D - i) * cap] = np.inf
+                f[i][f[i] > (D - i) * cap * (1 + 1e-12)] = np.inf  # a period is a rounded quotient
         return f
 
     def prefix(self, cap: float) -> list[Floats]:
