@@ -23,6 +23,7 @@ PLANS = {
     "solver": (SMALL_LLAMA, ""),
     "solver mlp": (MLP, ""),
 }
+QUICK = ("memory", "solver mlp")
 
 
 def compile_apart(spec: str, force: str, out: Path, dump: Path, seed: str, threads: str) -> None:
@@ -47,7 +48,7 @@ def assert_equal_files(found: Path, wanted: Path, when: str = "") -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in PLANS])
 def test_twice(plan: str, tmp_path: Path) -> None:
     spec, force = PLANS[plan]
     first, second = tmp_path / "one", tmp_path / "a deeper" / "folder"

@@ -1,6 +1,6 @@
 """The plans that must be right, for the MLP and the Llama, in float64 to 1e-10 under the schedules that there are.
 
-All of them with ranks as threads; six with gloo processes too; behind `slow` all of them so, and the Llama in full size.
+All of them with ranks as threads, six with gloo processes too; behind `slow` all of them so, and the full-size Llama.
 """
 
 from __future__ import annotations

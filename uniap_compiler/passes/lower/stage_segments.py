@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from uniap_compiler.ir import Func, Layout, Value
 
 from .segment import Segment
@@ -138,9 +140,14 @@ def _share(seg: Segment, loss: Value) -> Value:
     return seg.to(loss, Layout(layout.dims, pending))
 
 
-def _operands(seg: MicroBatch, plan: StagePlan, n: int, call: Call) -> list[Value | None]:
+def _operands(
+    seg: MicroBatch, plan: StagePlan, n: int, call: Call, names: Collection[str] | None = None
+) -> list[Value | None]:
+    """What a call of the layer's forward func is given; names: only for these of its parameters."""
     operands: list[Value | None] = []
     for k, (value, param) in enumerate(zip(call.op.flat_operands(), call.forward.params, strict=True)):
+        if names is not None and param.name not in names:
+            continue
         if value is None:
             operands.append(None)
             continue
@@ -162,11 +169,11 @@ def _step_value(call: Call, name: str) -> Value:
 def _kept_inputs(plan: StagePlan, n: int, call: Call) -> list[tuple[Value, Value]]:
     """Activations (value of the step, parameter) that backward reads from the forward pass: the layer's own inputs."""
     assert call.backward is not None
-    params = call.forward.params if call.recompute else call.backward.params
+    params = {p.name: p for p in call.backward.params if p.attrs.get("role") not in ("saved", "tangent")}
+    if call.recompute:
+        params |= {p.name: p for p in _recompute_func(plan, call).params}
     kept = []
-    for p in params:
-        if p.attrs.get("role") in ("saved", "tangent"):
-            continue
+    for p in params.values():
         value = _step_value(call, p.name)
         if value in plan.definition and plan.chosen.get((n, _index(call, p))) is None:
             kept.append((value, p))
@@ -193,7 +200,8 @@ def _recompute_func(plan: StagePlan, call: Call) -> Func:
         func.returns = list(dict.fromkeys(func.returns))
         params = list(func.params)
         _drop_dead(func)
-        func.params = params  # called like the forward func
+        read = {v for op in func.ops for v in op.flat_operands()} | set(func.returns)
+        func.params = [p for p in params if p in read]  # nothing is gathered that only the output needs
         func.attrs = {"kind": "recompute", "of": call.forward.name, "results": ["saved"] * len(func.returns)}
         plan.recompute_funcs[name] = func
     return plan.recompute_funcs[name]
@@ -260,7 +268,8 @@ def _saved(seg: MicroBatch, plan: StagePlan, n: int, call: Call) -> dict[str, Va
     func = _recompute_func(plan, call)
     if not func.returns:
         return {}
-    results = seg.call(func, _operands(seg, plan, n, call), call.layer, [v.name for v in func.returns if v is not None])
+    operands = _operands(seg, plan, n, call, {p.name for p in func.params})
+    results = seg.call(func, operands, call.layer, [v.name for v in func.returns if v is not None])
     return {v.name: r for v, r in zip(func.returns, results, strict=True) if v is not None}
 
 
