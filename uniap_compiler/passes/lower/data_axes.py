@@ -113,6 +113,10 @@ class DataAxes:
         self.out: list[Op] = []
         self.emitted: dict[tuple[Value, str], Value] = {}
         self._collect_atoms()
+        if not self.data:  # nothing is split, so nothing can stand in the way
+            for value in self.func.values():
+                self._set(value, WHOLE_ON_DATA)
+            return
         for p in self.func.params:
             self._set(p, self.param_states[p.name])
         for op in self.func.ops:
