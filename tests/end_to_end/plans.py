@@ -1,7 +1,7 @@
 """From a model and a forced plan to a bundle, with what is the same for many plans done once.
 
-    bundle = workshop.compile(MLP, 4, "pp=2,dp=2", out, schedule="gpipe")
-    check(bundle)
+bundle = workshop.compile(MLP, 4, "pp=2,dp=2", out, schedule="gpipe")
+check(bundle)
 """
 
 from __future__ import annotations

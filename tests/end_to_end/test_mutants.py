@@ -91,9 +91,7 @@ def _without(op: Op) -> Op | None:
 
 
 def _collectives(module: Module) -> list[tuple[Func, int]]:
-    return [
-        (func, n) for func in module.funcs.values() for n, op in enumerate(func.ops) if _without(op) is not None
-    ]
+    return [(func, n) for func in module.funcs.values() for n, op in enumerate(func.ops) if _without(op) is not None]
 
 
 def test_every_collective_matters(victim: Victim) -> None:

@@ -62,9 +62,7 @@ def _expect_the_force(bundle: Path, devices: int, force: str, schedule: str | No
 
 @pytest.mark.parametrize(("devices", "force", "schedule"), PLANS)
 @pytest.mark.parametrize("model", MODELS)
-def test_simulated(
-    model: str, devices: int, force: str, schedule: str | None, workshop: Workshop, out: Path
-) -> None:
+def test_simulated(model: str, devices: int, force: str, schedule: str | None, workshop: Workshop, out: Path) -> None:
     bundle = workshop.compile(MODELS[model], devices, _force(model, force), out, schedule=schedule)
     if force != "mixed":
         _expect_the_force(bundle, devices, force, schedule)
@@ -95,8 +93,6 @@ def test_all_in_processes(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("devices", "force", "schedule"), PLANS)
-def test_the_llama_in_full_size(
-    devices: int, force: str, schedule: str | None, workshop: Workshop, out: Path
-) -> None:
+def test_the_llama_in_full_size(devices: int, force: str, schedule: str | None, workshop: Workshop, out: Path) -> None:
     force = force if force != "mixed" else "embed:tp=4;layers.[012]:tp=4;layers.[345]:dp=4;head:dp=4"
     check(workshop.compile(LLAMA, devices, force, out, schedule=schedule))
