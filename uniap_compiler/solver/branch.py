@@ -96,7 +96,7 @@ class Node:
         return sorted(set(self.at.layout[self._mask(u)].tolist()))
 
     def _threshold(self) -> float:
-        return min(self.pool.threshold(), self.local * (1 - EQUAL) if np.isfinite(self.local) else np.inf)
+        return min(self.pool.threshold(), self.local * (1 - self.pool.slack) if np.isfinite(self.local) else np.inf)
 
     def _offer(self, stage: list[int], strategy: list[int]) -> None:
         assert self.chain is not None
