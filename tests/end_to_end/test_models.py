@@ -58,3 +58,10 @@ def test_layers_that_share_a_changing_buffer_stay_together(workshop: Workshop, o
     force = "pp=2;norm:stage=0;norm@1:stage=1"
     with pytest.raises(Diagnostic, match="is updated by norm@1 on stage 1 and read by norm on stage 0"):
         workshop.compile(TASKS["statistics"](), 2, force, out, name="statistics", global_batch=BATCH)
+
+
+def test_the_solver_keeps_them_together(workshop: Workshop, out: Path) -> None:
+    task = TASKS["statistics"]()
+    bundle = workshop.compile(task, 4, "", out, name="statistics", global_batch=BATCH)
+    assert manifest(bundle)["stages"] == 1
+    check(bundle, task=task)

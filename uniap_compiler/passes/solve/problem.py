@@ -136,6 +136,8 @@ def build_problems(setting: Setting) -> list[Problem]:
 
 def _stages(setting: Setting) -> list[int]:
     pp, layers = setting.force.pp, len(setting.graph.layers)
+    if pp is None and setting.graph.shared_buffers and not any("stage" in setting.choices(u) for u in range(layers)):
+        return [1]  # the format cannot say that layers belong together; who forces stages is told what is wrong
     return [d for d in divisors(setting.cluster.devices) if d <= layers and (pp is None or d == pp)]
 
 

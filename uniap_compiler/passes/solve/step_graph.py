@@ -57,6 +57,8 @@ class StepGraph:
     """per layer: its parameters whose home is an earlier layer -> (that layer, the parameter's name there)"""
     types: list[str] = field(default_factory=list)
     """per layer"""
+    shared_buffers: list[str] = field(default_factory=list)
+    """buffers that change and that several layers read or update: these layers belong on one stage"""
 
     @property
     def names(self) -> list[str]:
@@ -91,6 +93,7 @@ class StepGraph:
         graph = StepGraph(layers, _crossings(layers))
         graph.copies = _copies(layers)
         graph.types = _types(graph)
+        graph.shared_buffers = _shared_buffers(step, layers)
         return graph
 
 
@@ -124,6 +127,22 @@ def _copies(layers: list[Layer]) -> list[dict[str, tuple[int, str]]]:
                 home[value] = (layer.index, param.name)
         copies.append(here)
     return copies
+
+
+def _shared_buffers(step: Func, layers: list[Layer]) -> list[str]:
+    touching: dict[Value, set[int]] = {}
+    for layer in layers:
+        for value in (*layer.op.flat_operands(), *layer.op.results):
+            if value is not None:
+                touching.setdefault(value, set()).add(layer.index)
+    old = {str(p.attrs.get("path", p.name)): p for p in step.params if p.attrs.get("role") == "buffer"}
+    found = []
+    for value, role in zip(step.returns, roles(step), strict=True):
+        path = role.removeprefix("buffer:")
+        if value is not None and role.startswith("buffer:") and path in old:
+            if len(touching.get(value, set()) | touching.get(old[path], set())) > 1:
+                found.append(path)
+    return found
 
 
 def _types(graph: StepGraph) -> list[str]:
