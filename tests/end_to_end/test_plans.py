@@ -71,6 +71,32 @@ def test_simulated(model: str, devices: int, force: str, schedule: str | None, w
     check(bundle)
 
 
+MIXTURES = {
+    "data on one stage, tensor on the other": (
+        "mlp", 4, "pp=2,micro_batches=3;embed:dp=2,stage=0;blocks.[012]:dp=2,stage=0;blocks.[345]:tp=2,stage=1;"
+        "head:tp=2,stage=1",
+    ),
+    "sequence-split activations sent to data parallel layers": (
+        "llama", 4, "pp=2,micro_batches=3;embed:tp=2,stage=0;layers.[01]:tp=2,stage=0,boundary=sequence;"
+        "layers.[23]:dp=2,stage=1,shard=gradients;head:dp=2,stage=1,shard=optimizer",
+    ),
+    "every kind of shard": (
+        "llama", 4, "dp=4,shard=gradients,micro_batches=3;layers.1:recompute=full;layers.2:shard=parameters;"
+        "head:shard=optimizer",
+    ),
+    "three devices, nothing divides": ("llama", 3, "tp=3"),
+    "three kinds of parallelism, shards, recomputation": (
+        "mlp", 12, "pp=3,dp=2,tp=2,micro_batches=2,shard=parameters,recompute=full",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_mixtures(mixture: str, workshop: Workshop, out: Path) -> None:
+    model, devices, force = MIXTURES[mixture]
+    check(workshop.compile(MODELS[model], devices, force, out))
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize(("model", "devices", "force", "schedule"), IN_PROCESSES)
 def test_in_processes(
