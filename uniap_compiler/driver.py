@@ -114,7 +114,7 @@ def compile(
     module.attrs["global_batch"] = global_batch
     module.attrs["spec_sha256"] = _source_sha256(loaded) if spec else ""
     session = Session(
-        cluster=found, global_batch=global_batch, constants=constants, weights=weights_of(loaded.model), task=loaded,
+        cluster=found, global_batch=global_batch, constants=constants, weights=weights_of(loaded), task=loaded,
         source_root=loaded.source.resolve().parent if loaded.source is not None else None,
     )
     _set_options(module, session, force, schedule, write_lp)
@@ -191,10 +191,14 @@ def dtype_name(name: str) -> str:
     return short
 
 
-def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Initial values by every name that the model has for them."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: value.detach() for name, value in named}
+def weights_of(task: TrainingTask) -> dict[str, Tensor]:
+    """Initial values by every name that the model has for them, and of a loss that is a module by `loss.NAME`."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in (("loss.", task.loss), ("", task.model)):
+        if isinstance(module, torch.nn.Module):
+            named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+            found.update({prefix + name: value.detach() for name, value in named})
+    return found
 
 
 def read_module(path: Path) -> Module:

@@ -137,3 +137,22 @@ def test_locations_are_relative_to_the_task_file(tmp_path: Path) -> None:
     tanh, up = ops["aten.tanh"], ops["nn.contract"]
     assert tanh is not None and (tanh.file, tanh.line, tanh.module) == ("net.py", 12, "")
     assert up is not None and (up.file, up.line, up.module) == ("net.py", 13, "up")
+
+
+def test_a_class_for_a_model_and_a_torch_optimizer_are_named() -> None:
+    with pytest.raises(Diagnostic, match="the model of the task is the class Linear"):
+        TrainingTask(torch.nn.Linear, torch.zeros(2, 3))  # type: ignore[arg-type]
+    model = torch.nn.Linear(3, 3)
+    with pytest.raises(Diagnostic, match=r"is a torch\.optim\.adamw\.AdamW"):
+        TrainingTask(model, torch.zeros(2, 3), optimizer=torch.optim.AdamW(model.parameters()))  # type: ignore[arg-type]
+
+
+class _ReadsANumber(torch.nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * x.max().item()
+
+
+def test_a_number_read_out_of_a_tensor_is_refused() -> None:
+    task = TrainingTask(_ReadsANumber(3, 3), torch.zeros(2, 3), loss=lambda out, _: out.sum(), targets=torch.zeros(2))
+    with pytest.raises(Diagnostic, match=r"turns a tensor into a Python number"):
+        capture(task)

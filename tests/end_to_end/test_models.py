@@ -9,9 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.models import TASKS
+from uniap_compiler import TrainingTask, driver
 from uniap_compiler.ir import Diagnostic
+from uniap_compiler.verify import verify
 
 from .plans import Workshop, check, manifest, strategies
 
@@ -65,3 +68,17 @@ def test_the_solver_keeps_them_together(workshop: Workshop, out: Path) -> None:
     bundle = workshop.compile(task, 4, "", out, name="statistics", global_batch=BATCH)
     assert manifest(bundle)["stages"] == 1
     check(bundle, task=task)
+
+
+def weighted() -> TrainingTask:
+    """A loss that is a module and has a buffer of its own."""
+    torch.manual_seed(0)
+    loss = torch.nn.CrossEntropyLoss(weight=torch.rand(8) + 0.5)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8))
+    return TrainingTask(model, torch.randn(8, 6), loss=loss, targets=torch.arange(8))
+
+
+def test_a_loss_module_with_a_buffer(tmp_path: Path) -> None:
+    compiled = driver.compile(weighted(), "laptop", 8, out=tmp_path / "b", force="dp=2,tp=2", dtype="float64")
+    report = verify(compiled.bundle, task=weighted())
+    assert report.ok, report.failures()[:3]

@@ -146,13 +146,19 @@ def relative(file: str, root: Path | None) -> str:
 
 
 def _check(program: ExportedProgram, root: Path | None) -> None:
-    """Refuse what later stations cannot honour: random ops."""
+    """Refuse what later stations cannot honour: random ops, numbers that are read out of tensors."""
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             target = node.target
             if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
                 continue
             name = target._schema.name.removeprefix("aten::")
+            if name in ("item", "_local_scalar_dense"):
+                raise Diagnostic(
+                    "the model turns a tensor into a Python number (.item(), float(x), int(x))",
+                    loc=user_line(node.meta.get("stack_trace") or "", root),
+                    help="keep it a tensor: a 0-dim tensor can be multiplied and added like a number",
+                )
             values = {a.name: v for a, v in zip(target._schema.arguments, node.args)} | node.kwargs
             if "dropout" in name and name != "scaled_dot_product_attention":
                 random = values.get("train", True) and values.get("p", 0.5) != 0
@@ -163,7 +169,7 @@ def _check(program: ExportedProgram, root: Path | None) -> None:
             if random:
                 help = (
                     "set the dropout probability to 0"
-                    if "dropout" in name or "attention" in name
+                    if "dropout" in name or "attention" in name or name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
                     else "draw random numbers outside and pass them in the batch"
                 )
                 raise Diagnostic(

@@ -62,6 +62,14 @@ class TrainingTask:
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, str):
             self.optimizer = Optimizer(self.optimizer)
+        if not isinstance(self.optimizer, Optimizer):
+            kind = type(self.optimizer)
+            raise Diagnostic(f"the optimizer of the task is a {kind.__module__}.{kind.__name__}",
+                             help='give its kind, "adamw" or "sgd", or uniap_compiler.capture.Optimizer(...)')
+        if not isinstance(self.model, torch.nn.Module):
+            is_class = isinstance(self.model, type)
+            what = f"the class {self.model.__name__}" if is_class else f"a {type(self.model).__name__}"
+            raise Diagnostic(f"the model of the task is {what}, not a torch.nn.Module", help="hand over an instance")
 
 
 def load_task(spec: str) -> TrainingTask:

@@ -95,7 +95,7 @@ def _compile(
     schedule: Schedule | None, dtype: Dtype | None, dump: Path | None, write_lp: Path | None, from_: Path | None,
     plan: Path | None, quiet: bool,
 ) -> Compiled:
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     chosen = schedule.value if schedule is not None else None
     precision = dtype.value if dtype is not None else None
     with console.status("starting") as status:

@@ -48,8 +48,8 @@ def explain_command(
 
 def wide_console() -> Console:
     """stdout; a pipe has no width of its own, so tables get one that they fit into."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(width=120, emoji=False)
 
 
 def describe(bundle: Path) -> dict[str, Any]:

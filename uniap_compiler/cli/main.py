@@ -70,7 +70,7 @@ def show(diagnostic: Diagnostic, source_root: Path | None = None) -> None:
     for line in diagnostic.render(source_root).splitlines():
         prefix = next((p for p in _STYLES if line.startswith(p)), "")
         text.append(prefix, _STYLES.get(prefix)).append(line[len(prefix) :] + "\n")
-    Console(stderr=True, highlight=False).print(text, soft_wrap=True, end="")
+    Console(stderr=True, highlight=False, emoji=False).print(text, soft_wrap=True, end="")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,7 +29,7 @@ def verify_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Compare a bundle with the model that it was compiled from: loss, gradients, buffers, parameters."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     with console.status("starting") as status:
         from ..verify import verify
 

@@ -65,6 +65,8 @@ def stem(wish: str) -> str:
 
 def _wish(op: Op, n: int, result: Value, found: Mapping[str, str], modules: _Modules, backward: bool) -> str:
     base = op.name.split(".")[1]
+    if base.endswith("_start"):
+        return "on_its_way"
     operands = [v for v in op.flat_operands() if v is not None]
     first = operands[n if len(operands) == len(op.results) else 0] if operands else None
     if op.name.startswith("comm.") and first is not None and result.name.startswith(stem(first.name)):

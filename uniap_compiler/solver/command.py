@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -30,7 +32,7 @@ def run_command(
     quiet: bool = False,
 ) -> int:
     """Solve one file and print the answer. Returns the exit code."""
-    with _clean_stdout() as out:
+    with _clean_stdout() as out, _leaving_at_once():
         try:
             problem = Problem.load(path)
             result = solve(
@@ -46,12 +48,24 @@ def run_command(
         except (ProblemError, BackendError, ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(130)  # a solver's thread may still be inside C code: leave now, with nothing behind
         print(json.dumps(result.to_json()), file=out, flush=True)
     return 0 if result.plans else 1
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process with 130, nothing left behind.
+
+    Not by an exception: raised inside a callback from C code it would be swallowed, and a solver's thread may still run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -114,8 +114,8 @@ class DataAxes:
         self.emitted: dict[tuple[Value, str], Value] = {}
         self._collect_atoms()
         if not self.data:  # nothing is split, so nothing can stand in the way
-            for value in self.func.values():
-                self._set(value, WHOLE_ON_DATA)
+            for whole in self.func.values():
+                self._set(whole, WHOLE_ON_DATA)
             return
         for p in self.func.params:
             self._set(p, self.param_states[p.name])
