@@ -56,7 +56,7 @@ def run_command(
 def _leaving_at_once() -> Iterator[None]:
     """Ctrl-C ends the process with 130, nothing left behind.
 
-    Not by an exception: raised inside a callback from C code it would be swallowed, and a solver's thread may still run.
+    Not by an exception: inside a callback from C code it would be swallowed, and a solver's thread may still run.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
