@@ -27,7 +27,8 @@ console = Console()
 
 def run(title: str, *command: str, quiet: bool = False) -> str:
     """Print and run a command in the project's folder; its output comes back when it is not shown.  Ends on failure."""
-    console.rule(f"[bold]{title}")
+    if title:
+        console.rule(f"[bold]{title}")
     console.print(f"[dim]$ {' '.join(command)}[/]", highlight=False, soft_wrap=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     program = [str(BIN / command[0]), *command[1:]]
