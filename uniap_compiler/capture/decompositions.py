@@ -1,4 +1,4 @@
-"""How composite torch ops are taken apart at capture: the ops of DESIGN's `nn.*` where torch would hide dims, plain
+"""How composite torch ops are taken apart at capture: into `nn.*` ops where torch would hide dims, plain
 arithmetic where torch would hide a reduction over the batch, torch's own definition everywhere else.
 
     aten.linear(x, w, b)          ->  nn.contract(x, w) {equation = "b s k, n k -> b s n"}; aten.add.Tensor
