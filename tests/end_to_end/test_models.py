@@ -82,3 +82,27 @@ def test_a_loss_module_with_a_buffer(tmp_path: Path) -> None:
     compiled = driver.compile(weighted(), "laptop", 8, out=tmp_path / "b", force="dp=2,tp=2", dtype="float64")
     report = verify(compiled.bundle, task=weighted())
     assert report.ok, report.failures()[:3]
+
+
+class _Scaled(torch.nn.Module):
+    """A plain tensor as an attribute: neither parameter nor buffer, so `.double()` leaves it alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(6, 8)
+        self.scale = torch.linspace(1, 2, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(x) * self.scale
+
+
+def scaled() -> TrainingTask:
+    torch.manual_seed(0)
+    model = _Scaled()
+    return TrainingTask(model, torch.randn(8, 6), loss=torch.nn.functional.cross_entropy, targets=torch.arange(8))
+
+
+def test_a_plain_tensor_follows_into_float64(tmp_path: Path) -> None:
+    compiled = driver.compile(scaled(), "laptop", 8, out=tmp_path / "b", force="dp=2,tp=2", dtype="float64")
+    report = verify(compiled.bundle, task=scaled())
+    assert report.ok, report.failures()[:3]

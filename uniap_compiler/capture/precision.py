@@ -29,9 +29,24 @@ class _Promote(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in ("float", "half", "bfloat16") and args and isinstance(args[0], torch.Tensor):
             return args[0].to(self.dtype)
-        args = tuple(self.dtype if _is_low(a) else a for a in args)
-        kwargs = {k: self.dtype if _is_low(v) else v for k, v in kwargs.items()}
+        if name == "empty_strided":  # torch's own, for the fake twin of a tensor: it must keep the dtype
+            return func(*args, **kwargs)
+        if name == "__get__" or name.endswith("_"):  # a property, or an op that changes its operand in place
+            args = tuple(self.dtype if _is_low(a) else a for a in args)
+        else:
+            args = tuple(self._promote(a) for a in args)
+        kwargs = {k: self._promote(v) for k, v in kwargs.items()}
         return func(*args, **kwargs)
+
+    def _promote(self, value: Any) -> Any:
+        """dtypes, and tensors that belong to no module (an attribute, a global): everything else is converted already."""
+        if _is_low(value):
+            return self.dtype
+        if isinstance(value, torch.Tensor) and value.dtype in LOW:
+            return value.to(self.dtype)
+        if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
+            return type(value)(self._promote(v) for v in value) if type(value) in (list, tuple) else value
+        return value
 
 
 def _is_low(value: Any) -> bool:
