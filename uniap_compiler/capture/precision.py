@@ -39,7 +39,7 @@ class _Promote(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _promote(self, value: Any) -> Any:
-        """dtypes, and tensors that belong to no module (an attribute, a global): everything else is converted already."""
+        """dtypes, and tensors that belong to no module (an attribute, a global); the others are converted already."""
         if _is_low(value):
             return self.dtype
         if isinstance(value, torch.Tensor) and value.dtype in LOW:
