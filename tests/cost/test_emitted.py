@@ -8,8 +8,7 @@ from collections import Counter
 import pytest
 
 from tests.cost.chain import chain, cluster
-from uniap_compiler.ir import Func, Module, TensorType
-from uniap_compiler.passes.analysis.cost.op_cost import ITEM_BYTES
+from uniap_compiler.ir import ITEM_BYTES, Func, Module, TensorType
 from uniap_compiler.passes.manager import Session
 from uniap_compiler.passes.pipelines import parse_pipeline
 from uniap_compiler.passes.solve.simulate_schedule import in_flight

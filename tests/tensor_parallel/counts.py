@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from uniap_compiler.ir import Func, at
-from uniap_compiler.passes.analysis.tensor_parallel.costs import ITEM_BYTES
+from uniap_compiler.ir import ITEM_BYTES, Func, at
 
 ROUNDS = {"comm.all_reduce": 2, "comm.reduce_scatter": 1, "comm.all_gather": 1, "comm.all_to_all": 1}
 

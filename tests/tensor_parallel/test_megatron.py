@@ -9,9 +9,8 @@ import pytest
 
 from tests.tensor_parallel.counts import traffic
 from tests.tensor_parallel.tape import llama
-from uniap_compiler.ir import Func
+from uniap_compiler.ir import ITEM_BYTES, Func
 from uniap_compiler.passes.analysis.tensor_parallel import RooflineCost, search
-from uniap_compiler.passes.analysis.tensor_parallel.costs import ITEM_BYTES
 
 SEVEN_B = {"hidden": 4096, "heads": 32, "kv_heads": 32, "d": 128, "ffn": 11008, "s": 2048, "dtype": "bf16"}
 GROUPED = {**SEVEN_B, "kv_heads": 2}

@@ -20,13 +20,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from ..ir import Func, Loc, Op, TensorType, Value
+from ..ir import ITEM_BYTES, Func, Loc, Op, TensorType, Value
 from .expressions import Call, Scope, expression
 from .layout import assignment, fill, returned
 from .names import Namespace, comment, identifier
 from .wishes import stem, wishes
 
-_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "i1": 1}
 _COLUMN = 92
 """How far to the right the comments behind lines may start."""
 _TRANSIENT = ("input:", "saved:", "recv:", "recv_grad:", "seed:")
@@ -53,7 +52,7 @@ def size_bytes(type: TensorType) -> int:
     for size in type.shape:
         if not isinstance(size, int):
             raise ValueError(f"a size of a local func depends on the batch: {type}")
-    return math.prod(int(str(d)) for d in type.shape) * _BYTES[type.dtype]
+    return math.prod(int(str(d)) for d in type.shape) * ITEM_BYTES[type.dtype]
 
 
 def phase_of(call: Op, callee: Func) -> str:

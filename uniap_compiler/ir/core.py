@@ -29,6 +29,10 @@ class Loc:
     module: str = ""
 
 
+ITEM_BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "bf16": 2, "f16": 2, "i16": 2, "i8": 1, "u8": 1, "i1": 1}
+"""Bytes of one element, for every dtype of a TensorType."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorType:
     """shape: ints and batch-dependent sizes, always GLOBAL up to level `planned`.

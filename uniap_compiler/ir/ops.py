@@ -50,6 +50,15 @@ OPS: dict[str, OpSpec] = {
     "comm.wait": OpSpec(1, None),
 }
 
+ALIASING_OPS = frozenset(
+    "aten." + name
+    for name in (
+        "view _unsafe_view reshape t transpose.int permute unsqueeze squeeze squeeze.dim squeeze.dims detach alias "
+        "expand select.int slice.Tensor split.Tensor split_with_sizes unbind.int unfold diagonal"
+    ).split()
+)
+"""Ops that move no data: their results share their operand's memory."""
+
 _schemas: Callable[[Op], OpSpec | None] | None = None
 
 

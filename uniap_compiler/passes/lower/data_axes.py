@@ -173,9 +173,6 @@ class DataAxes:
             goal = with_data(tensor_only, self.atoms[value], state, self.data, self.mesh)
             loc = next((op.loc for op in self.out if value in op.results), None)
             new = emit(value, goal, list(self.mesh), self.out, self.namer, loc)
-            for op in self.out[-3:]:
-                for r in op.results:
-                    self.atoms.setdefault(r, self.atoms[value])
             self.atoms[new], self.states[new] = self.atoms[value], state
             self.emitted[key] = new
         return self.emitted[key]
@@ -197,7 +194,6 @@ class DataAxes:
         if factor is None:
             linear = self._linear(rule, operands)
             if linear is not None:
-                op.replace_operands(lambda v: v)
                 self._finish(op, [SUM] * len(op.results))
                 return
             op.replace_operands(lambda v: self._as(v, WHOLE_ON_DATA) if self.states[v] in (SUM, MAX) else v)
@@ -252,7 +248,7 @@ class DataAxes:
         return factor
 
     def _linear(self, rule: Rule, operands: Sequence[Value | None]) -> tuple[int, ...] | None:
-        """The linear clause that lets the pending operands pass, after completing a mixed sum with `comm.first`."""
+        """The linear clause that lets the pending operands pass: exactly these pending, the others complete."""
         pending = {n for n, v in enumerate(operands) if v is not None and self.states[v] == SUM}
         if not pending or any(v is not None and self.states[v] == MAX for v in operands):
             return None

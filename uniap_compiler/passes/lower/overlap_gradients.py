@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from uniap_compiler.ir import Func, Module, Namer, Op, Value, at, users
+from uniap_compiler.ir import ITEM_BYTES, Func, Module, Namer, Op, Value, at, users
 
 from .bucket_collectives import joined
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
 
 _REDUCTIONS = ("comm.all_reduce", "comm.reduce_scatter")
-_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "f16": 2}
 
 
 @dataclass(frozen=True)
@@ -163,4 +162,4 @@ def _list(func: Func, key: str) -> list[str]:
 
 
 def _bytes(value: Value) -> int:
-    return _BYTES[value.type.dtype] * prod(at(d, 1) for d in value.type.shape)
+    return ITEM_BYTES[value.type.dtype] * prod(at(d, 1) for d in value.type.shape)

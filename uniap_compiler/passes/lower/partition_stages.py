@@ -72,7 +72,7 @@ def _parameter(r: Resident, plan: StagePlan) -> Op:
         attrs={
             "of": r.of, "shape": list(r.value.type.shape), "dtype": r.value.type.dtype, "stage": r.stage,
             "layout": r.rest, "shard": r.shard, "grad": plan.needs_gradient(r.of), "home": r.is_home,
-           "aliases": list(r.value.attrs.get("aliases", []) or []),  # type: ignore[arg-type]
+            "aliases": list(r.value.attrs.get("aliases", []) or []),  # type: ignore[arg-type]
         },
     )
 

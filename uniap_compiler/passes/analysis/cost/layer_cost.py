@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from uniap_compiler.cluster import Cluster, Mesh
-from uniap_compiler.ir import Func, Layout, Op, Value
+from uniap_compiler.ir import ITEM_BYTES, Func, Layout, Op, Value
 
 from .liveness import peak_bytes, storage
-from .op_cost import ITEM_BYTES, Dims, Roofline, Size, Vector, local_bytes, local_dims
+from .op_cost import Dims, Roofline, Size, Vector, local_bytes, local_dims
 
 DATA = "data"
 """The axis that stands for all data axes of a strategy."""

@@ -14,11 +14,11 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from uniap_compiler.ir import Func, Value
+from uniap_compiler.ir import ALIASING_OPS, Func, Value
 
-from .op_cost import VIEWS, Size, local_bytes, local_dims, scratch_bytes
+from .op_cost import Size, local_bytes, local_dims, scratch_bytes
 
-_ALIASES = VIEWS | {"comm.slice", "comm.wait"}
+_ALIASES = ALIASING_OPS | {"comm.slice", "comm.wait"}
 
 
 def storage(func: Func) -> dict[Value, Value]:

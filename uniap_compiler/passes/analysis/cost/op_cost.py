@@ -20,23 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uniap_compiler.cluster import Cluster, Mesh
-from uniap_compiler.ir import Affine, Dim, Func, Op, TensorType
+from uniap_compiler.ir import ALIASING_OPS, ITEM_BYTES, Affine, Dim, Func, Op, TensorType
 
 Vector = NDArray[np.float64]
 Size = Union[int, float, Vector]
 Dims = Sequence[Size]
 """The local size of every dim of one tensor."""
-
-ITEM_BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "bf16": 2, "f16": 2, "i16": 2, "i8": 1, "u8": 1, "i1": 1}
-
-VIEWS = frozenset(
-    "aten." + name
-    for name in (
-        "view _unsafe_view reshape t transpose.int permute unsqueeze squeeze squeeze.dim squeeze.dims detach alias "
-        "expand select.int slice.Tensor split.Tensor split_with_sizes unbind.int unfold diagonal"
-    ).split()
-)
-"""Ops that move no data: their results share their operand's memory."""
 
 ELEMENTARY = frozenset(
     "aten." + name
@@ -90,7 +79,7 @@ def local_bytes(type: TensorType, sizes: Mapping[str, int], batch: Size) -> Size
 def operations(op: Op, operands: Sequence[Dims | None], results: Sequence[Dims], kind: str = "cpu") -> Size:
     """Arithmetic operations; a multiply-add counts as two.  kind: of device."""
     name = op.name
-    if name in VIEWS or name.startswith("comm."):
+    if name in ALIASING_OPS or name.startswith("comm."):
         return 0.0
     if name == "nn.contract":
         sizes: dict[str, Size] = {}
@@ -159,7 +148,7 @@ def scratch_bytes(op: Op, operands: Sequence[Dims | None], kind: str) -> Size:
 
 def moved_bytes(op: Op, operands: Sequence[Dims | None], results: Sequence[Dims]) -> Size:
     """Bytes read and written, each operand and result once."""
-    if op.name in VIEWS:
+    if op.name in ALIASING_OPS:
         return 0.0
     skip = _GATHERS.get(op.name, ())
     total: Size = 0.0

@@ -9,20 +9,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
-from uniap_compiler.ir import Op
+from uniap_compiler.ir import ALIASING_OPS, ITEM_BYTES, Op
 
 Shape = tuple[int, ...]
-
-ITEM_BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "bf16": 2, "f16": 2, "i16": 2, "i8": 1, "u8": 1, "i1": 1}
-
-VIEWS = frozenset(
-    "aten." + name
-    for name in (
-        "view _unsafe_view reshape t transpose.int permute unsqueeze squeeze.dim squeeze.dims squeeze detach alias "
-        "expand select.int slice.Tensor split.Tensor split_with_sizes unbind.int"
-    ).split()
-)
-"""Ops that move no data."""
 
 
 class LayerCost(Protocol):
@@ -60,7 +49,7 @@ class RooflineCost:
     latency: float = 10e-6
 
     def op_seconds(self, op: Op, operands: list[Shape | None], results: list[Shape]) -> float:
-        if op.name in VIEWS:
+        if op.name in ALIASING_OPS:
             return 0.0
         values = [
             (v.type.dtype, s)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
-from uniap_compiler.ir import Affine, Dim, Func, Layout, Op, Part, Rule, Value, at
+from uniap_compiler.ir import ALIASING_OPS, ITEM_BYTES, Affine, Dim, Func, Layout, Op, Part, Rule, Value, at
 
 from .choices import WHOLE, Choice, State, enumerate_choices, factor_sizes, operand_state, result_state
-from .costs import ITEM_BYTES, VIEWS
 
 FORWARD, BACKWARD = 0, 1
 
@@ -310,7 +309,7 @@ def grouped(groups: Sequence[Sequence[object]]) -> tuple[tuple[int, ...], ...]:
 def view_atoms(op: Op, rule: Rule) -> tuple[int, ...] | None:
     """For a pure regrouping, the operand's atom for each of the result's atoms; None for every other op."""
     operands = op.flat_operands()
-    if op.name not in VIEWS or len(operands) != 1 or len(op.results) != 1 or rule.keep or rule.reduce:
+    if op.name not in ALIASING_OPS or len(operands) != 1 or len(op.results) != 1 or rule.keep or rule.reduce:
         return None
     if rule.operands[0] is None:
         return None
