@@ -47,7 +47,7 @@ def compile_command(
     schedule: Annotated[Schedule | None, typer.Option(help="Of the micro-batches over the stages.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Compute in this precision instead of the model's own.")] = None,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the module after every pass.")] = None,
-    write_lp: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the problem and the solved MIQPs.")] = None,
+    write_lp: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the problem and solved MIQPs.")] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print the seconds of every pass.")] = False,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Go on from a dump instead of a SPEC.")
