@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .capture import Optimizer, TrainingTask
+    from .capture import Optimizer, TrainingTask, on_meta
     from .driver import compile
     from .ir import Diagnostic, parse_module, print_module
 
@@ -24,13 +24,14 @@ _LAZY = {
     "Optimizer": "capture",
     "TrainingTask": "capture",
     "compile": "driver",
+    "on_meta": "capture",
     "Diagnostic": "ir",
     "parse_module": "ir",
     "print_module": "ir",
 }
 """Public name -> the part that defines it."""
 
-__all__ = ["Diagnostic", "Optimizer", "TrainingTask", "compile", "parse_module", "print_module"]
+__all__ = ["Diagnostic", "Optimizer", "TrainingTask", "compile", "on_meta", "parse_module", "print_module"]
 
 
 def __getattr__(name: str) -> Any:
