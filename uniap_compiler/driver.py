@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .capture import TrainingTask, capture, load_task
+from .capture import TrainingTask, capture
 from .capture.capture import DTYPE_NAMES
 from .cluster.description import Cluster, ClusterError
 from .cluster.files import load_cluster
@@ -33,6 +33,7 @@ from .passes.pipelines import parse_pipeline
 from .passes.solve.cluster_op import record_cluster
 from .runtime.errors import BundleError
 from .runtime.weights import SafetensorsFile, save
+from .zoo import find_task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ def compile(
     passes = parse_pipeline(PIPELINE)
     with clock.measure("capture"):
         spec = task if isinstance(task, str) else ""
-        loaded = load_task(task) if isinstance(task, str) else task
+        loaded = find_task(task) if isinstance(task, str) else task
         constants = ConstantStore()
         module = capture(loaded, spec=spec, dtype=dtype, constants=constants)
     record_cluster(module, found)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .capture import TrainingTask, load_task
+from .capture import TrainingTask
 from .capture.batch import leaves, rows
 from .capture.capture import converted
 from .capture.export import Step
@@ -32,6 +32,7 @@ from .ir import Diagnostic
 from .runtime.bundle import Bundle
 from .runtime.errors import BundleError
 from .runtime.weights import SafetensorsFile
+from .zoo import find_task
 
 STEPS = 3
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
@@ -142,7 +143,7 @@ def _task(manifest: Mapping[str, Any], spec: str | None) -> TrainingTask:
                 help="run verify in the folder where it was compiled, or give --spec FILE.py:factory",
             )
         check_fresh(manifest, path)
-    return load_task(name)
+    return find_task(name)
 
 
 def check_fresh(manifest: Mapping[str, Any], path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from ..zoo import with_options
+
 if TYPE_CHECKING:
     from ..driver import Compiled
 
@@ -35,10 +37,14 @@ def register(app: typer.Typer) -> None:
 
 def compile_command(
     spec: Annotated[
-        str | None, typer.Argument(help="path/to/file.py:factory or package.module:factory; it returns a TrainingTask.")
+        str | None, typer.Argument(
+            help="path/to/file.py:factory or package.module:factory, which returns a TrainingTask; zoo:NAME (see "
+            "`uniap zoo`); or hf:PATH/config.json, a Hugging Face config.")
     ] = None,
     cluster: Annotated[str | None, typer.Option(help="A preset's name or a TOML file.")] = None,
     global_batch: Annotated[int | None, typer.Option(metavar="N", help="Rows of one step, over all devices.")] = None,
+    task: Annotated[str | None, typer.Option(help="What a hf: model is trained for: causal-lm, masked-lm, ...")] = None,
+    seq: Annotated[int | None, typer.Option(metavar="N", help="Tokens of a row, for zoo: and hf: models.")] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The bundle's folder.")] = Path("build"),
     force: Annotated[
         str | None,
@@ -70,6 +76,10 @@ def compile_command(
         raise typer.BadParameter(f"{sources[0]} has its global batch already")
     if plan is not None and (unused := _given(cluster=cluster, force=force, schedule=schedule, write_lp=write_lp)):
         raise typer.BadParameter(f"--plan keeps the plan, so {unused} has no effect")
+    if spec is None and (unused := _given(task=task, seq=seq)):
+        raise typer.BadParameter(f"{sources[0]} has its task already, so {unused} has no effect")
+    if spec is not None:
+        spec = with_options(spec, task=task, seq=seq)
     if from_ is not None and dtype is not None:
         raise typer.BadParameter("--from goes on in the dtype of the dump; --plan takes --dtype")
 

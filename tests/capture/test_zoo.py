@@ -1,0 +1,87 @@
+"""zoo: and hf: specs: which models there are, what a spec may say, and the words for one that is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from uniap_compiler.ir import Diagnostic
+from uniap_compiler.zoo import find_task, with_options, zoo
+
+
+def config(folder: Path, **fields: object) -> Path:
+    path = folder / "config.json"
+    small = {"model_type": "qwen2", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    path.write_text(json.dumps(small | fields))
+    return path
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_small_models(name: str) -> None:
+    task = find_task(f"zoo:{name}@small")
+    assert sum(p.numel() for p in task.model.parameters()) < 200_000
+    assert task.model.training
+    again = find_task(f"zoo:{name}@small").model.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in task.model.state_dict().items())
+    assert torch.isfinite(task.model(**task.batch).loss)
+
+
+def test_full_size_is_not_materialised() -> None:
+    task = find_task("zoo:gpt3-175b")
+    assert all(p.is_meta for p in task.model.parameters())
+    assert 170e9 < sum(p.numel() for p in task.model.parameters()) < 180e9
+    assert task.batch["input_ids"].shape == (2, 2048)
+
+
+def test_dropout_and_fields() -> None:
+    task = find_task("zoo:bert-huge@small,dropout=0,num_hidden_layers=2,seq=8")
+    assert {m.p for m in task.model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+    assert len(task.model.bert.encoder.layer) == 2
+    assert task.batch["input_ids"].shape[1] == 8
+    assert {m.p for m in find_task("zoo:bert-huge@small").model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+
+
+def test_local_config(tmp_path: Path) -> None:
+    task = find_task(f"hf:{config(tmp_path)},task=causal-lm,seq=8")
+    assert type(task.model).__name__ == "Qwen2ForCausalLM"
+    assert type(find_task(f"hf:{tmp_path},task=causal-lm,seq=8").model) is type(task.model)
+    saved = config(tmp_path, architectures=["Qwen2ForCausalLM"])
+    assert type(find_task(f"hf:{saved},seq=8").model) is type(task.model)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("zoo:llama-8b", "the zoo has no model 'llama-8b'"),
+        ("zoo:llama-7b@tiny", "each also as NAME@small"),
+        ("zoo:llama-7b@small,layers=2", "'layers' is no field of LlamaConfig"),
+        ("zoo:llama-7b@small,seq", "'seq' in the spec is not key=value"),
+        ("zoo:llama-7b@small,task=poetry", "there is no task 'poetry'"),
+        ("zoo:gpt2-xl@small,seq=64", "rows of 64 tokens are longer than the model's 32 positions"),
+        ("zoo:resnet-50@small,task=causal-lm,seq=8", "AutoModelForCausalLM cannot build the model"),
+        ("hf:nowhere/config.json", "cannot read nowhere/config.json"),
+        ("hf:{folder}", "does not say what to train"),
+        ("hf:{folder},task=causal-lm", "needs the tokens of a row"),
+        ("hf:{folder}/other", "cannot read"),
+        ("hf:{folder}/bad.json", "is not a Hugging Face config"),
+        ("hf:{folder}/strange.json,task=causal-lm", "transformers has no model type 'strange'"),
+    ],
+)
+def test_words(spec: str, words: str, tmp_path: Path) -> None:
+    config(tmp_path)
+    (tmp_path / "bad.json").write_text("[]")
+    (tmp_path / "strange.json").write_text('{"model_type": "strange"}')
+    with pytest.raises(Diagnostic) as error:
+        find_task(spec.format(folder=tmp_path))
+    assert words in error.value.render()
+
+
+def test_options_become_part_of_the_spec() -> None:
+    assert with_options("hf:c.json", task="causal-lm", seq=8) == "hf:c.json,task=causal-lm,seq=8"
+    assert with_options("mlp.py:task", task=None, seq=None) == "mlp.py:task"
+    with pytest.raises(Diagnostic, match="only a zoo: or hf: SPEC"):
+        with_options("mlp.py:task", seq=8)
