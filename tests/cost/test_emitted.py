@@ -48,6 +48,8 @@ def annotated() -> str:
         "dp=4,shard=gradients",
         "dp=4,shard=parameters,micro_batches=2",
         "dp=2,tp=2,shard=parameters,recompute=full",
+        "pp=2,tp=2,micro_batches=4,recompute=selective",
+        "dp=4,shard=parameters,recompute=selective",
         "boundary=sequence,tp=4",
         "blocks.[012]:tp=4;blocks.[345]:dp=4",
     ],

@@ -41,7 +41,7 @@ def test_admits() -> None:
             "--force does not know 'ddp': its keys are pp, dp, tp, micro_batches, stage, shard, recompute, boundary",
         ),
         ("shard=param", "shard in --force is one of none, optimizer, gradients, parameters, not 'param'"),
-        ("recompute=selective", "recompute=selective is not generated yet"),
+        ("recompute=some", "recompute in --force is one of none, selective, full, not 'some'"),
         ("layers.0:pp=2", "pp in --force holds for the whole model: it cannot be chosen for 'layers.0'"),
     ],
 )

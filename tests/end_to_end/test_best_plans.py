@@ -6,14 +6,17 @@ to 1e-10.  (Why each plan is best, and what the others would cost: tests/cost/te
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from uniap_compiler import driver
+from uniap_compiler.cli.explain import describe
+from uniap_compiler.cluster import Cluster, load_cluster
 
-from .plans import MLP, ROOT, Workshop, check, manifest, strategies
+from .plans import MLP, ROOT, SMALL_LLAMA, Workshop, check, manifest, strategies
 
 BATCH = 1024
 
@@ -63,3 +66,25 @@ def test_only_the_small_memory_is_short(bundles: dict[str, Path]) -> None:
     needed = max(float(str(op.attrs["memory"])) for op in module.ops if op.name == "plan.stage")
     limit = driver.find_cluster(ROOT / "examples" / "clusters" / "small-memory.toml").memory
     assert needed > limit
+
+
+def test_memory_in_between_gives_selective_recomputation(workshop: Workshop, out: Path) -> None:
+    """On one device that lacks some bytes for saving everything: cheaper than to run whole layers again."""
+    (after_rules,) = workshop.dumps(SMALL_LLAMA, SMALL_LLAMA, "float64", 8).glob("*-shard-rules.mlir")
+
+    def plan(name: str, memory: float, force: str = "") -> Path:
+        cluster = Cluster.from_dict(load_cluster("laptop").to_dict() | {"devices_per_node": 1})
+        cluster = replace(cluster, device=replace(cluster.device, memory=memory), memory_reserve=0)
+        force = "micro_batches=1" + force
+        return driver.resume(after_rules, cluster=cluster, out=out.with_name(name), force=force).bundle
+
+    def stage(bundle: Path) -> dict[str, Any]:
+        return dict(describe(bundle)["stages_in_detail"][0])
+
+    plenty = stage(plan("none", 2.0**30))["memory"]
+    little = stage(plan("full", 2.0**30, ",recompute=full"))["memory"]
+    chosen = plan("chosen", 0.5 * (plenty + little))
+    assert stage(chosen)["memory"] <= 0.5 * (plenty + little)
+    kinds = {strategy["recompute"] for _, strategy in strategies(chosen).values()}
+    assert "selective" in kinds and "full" not in kinds
+    check(chosen)

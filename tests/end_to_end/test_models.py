@@ -25,6 +25,7 @@ PLANS = {
     "stages": (4, "pp=2,dp=2,micro_batches=2"),
     "memory": (4, "pp=2,dp=2,micro_batches=2,shard=parameters,recompute=full"),
     "tensor stages": (4, "pp=2,tp=2,micro_batches=4,recompute=full"),
+    "selective": (4, "pp=2,dp=2,micro_batches=2,shard=parameters,recompute=selective"),
 }
 ONE_STAGE = ("einsum", "statistics")
 """One layer only; layers that update the same buffers."""
@@ -68,6 +69,34 @@ def test_the_solver_keeps_them_together(workshop: Workshop, out: Path) -> None:
     bundle = workshop.compile(task, 4, "", out, name="statistics", global_batch=BATCH)
     assert manifest(bundle)["stages"] == 1
     check(bundle, task=task)
+
+
+class _Before(torch.nn.Module):
+    """Reads a running average, and changes it afterwards: backward needs the one that was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 8), torch.nn.Linear(8, 5)
+        self.register_buffer("average", torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.up(x))
+        y = torch.exp(x * self.average.clone())
+        with torch.no_grad():
+            self.average.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return self.down(y * torch.sin(y))
+
+
+def before() -> TrainingTask:
+    torch.manual_seed(0)
+    targets = torch.arange(8) % 5
+    return TrainingTask(_Before(), torch.randn(8, 8), loss=torch.nn.functional.cross_entropy, targets=targets)
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_backward_has_a_buffer_as_forward_read_it(recompute: str, workshop: Workshop, out: Path) -> None:
+    force = f"pp=1,dp=2,micro_batches=2,recompute={recompute}"
+    check(workshop.compile(before(), 2, force, out, name="before", global_batch=BATCH), task=before())
 
 
 def weighted() -> TrainingTask:

@@ -16,7 +16,7 @@ MIXED = {"mlp": "embed:tp=4;blocks.[012]:tp=4;blocks.[345]:dp=4;head:dp=4",
          "llama": "embed:tp=4;layers.[01]:tp=4;layers.[23]:dp=4;head:dp=4"}  # fmt: skip
 ONE_STAGE = (
     "dp=4", "tp=4", "dp=4,shard=parameters", "dp=2,tp=2", "dp=2,tp=2,shard=parameters,recompute=full",
-    "dp=4,shard=optimizer", "tp=4,boundary=sequence",
+    "dp=4,shard=optimizer", "tp=4,boundary=sequence", "dp=2,tp=2,recompute=selective",
 )  # fmt: skip
 STAGES = ("pp=4,micro_batches=6", "pp=2,dp=2,micro_batches=3", "pp=2,tp=2,micro_batches=3",
           "pp=2,dp=2,shard=parameters,micro_batches=3")  # fmt: skip
@@ -83,6 +83,10 @@ MIXTURES = {
     "every kind of shard": (
         "llama", 4, "dp=4,shard=gradients,micro_batches=3;layers.1:recompute=full;layers.2:shard=parameters;"
         "head:shard=optimizer",
+    ),
+    "some of it recomputed, some layers all": (
+        "llama", 4, "pp=2,tp=2,micro_batches=3,boundary=sequence,recompute=selective;layers.2:recompute=full;"
+        "layers.1:recompute=none",
     ),
     "three devices, nothing divides": ("llama", 3, "tp=3"),
     "three kinds of parallelism, shards, recomputation": (

@@ -20,9 +20,13 @@ from uniap_compiler.ir import Diagnostic, Func, Layout, Module, Namer, Op, Struc
 
 from .data_axes import SPLIT, SUM, WHOLE_ON_DATA, DataAxes
 from .mesh import axes_of, stage_mesh
+from .rematerialize import rematerialize
 
 if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
+
+SELECTIVE = "selective"
+"""Attribute of a pattern's backward func: the forward values that it makes again under recompute=selective."""
 
 
 def pattern_name(kind: str, tp: int, boundary: str) -> str:
@@ -31,10 +35,12 @@ def pattern_name(kind: str, tp: int, boundary: str) -> str:
 
 
 def instance_name(kind: str, strategy: Struct) -> str:
-    """`block.dp2.tp2`, with `.sequence` where the boundary is sequence-split."""
+    """`block.dp2.tp2`, with `.sequence` where the boundary is sequence-split, `.selective` where backward differs."""
     tail = "".join(f".{key}{strategy[key]}" for key in ("dp", "tp") if strategy[key] != 1)
     if strategy["tp"] != 1 and strategy["boundary"] != "replicated":
         tail += f".{strategy['boundary']}"
+    if strategy["recompute"] == "selective":
+        tail += ".selective"
     return kind + (tail or ".whole")
 
 
@@ -126,6 +132,10 @@ def instantiate(
         else:
             wanted.append(states[param.name])
     back.run(wanted)
+    again = backward.attrs.pop(SELECTIVE, ())
+    if strategy["recompute"] == "selective":
+        assert isinstance(again, (list, tuple))
+        return rematerialize(forward, backward, [str(name) for name in again])
     return forward, backward
 
 

@@ -51,6 +51,8 @@ def _drop_dead(func: Func) -> None:
 
 def _source_role(value: Value) -> str:
     role = value.attrs.get("role")
+    if role == "random":
+        return "seed:random"
     if role in ("input", "param", "buffer"):
         return f"{role}:{value.attrs['path']}"
     return f"constant:{value.attrs.get('constant', value.name)}"
@@ -167,7 +169,8 @@ def _step_value(call: Call, name: str) -> Value:
 
 
 def _kept_inputs(plan: StagePlan, n: int, call: Call) -> list[tuple[Value, Value]]:
-    """Activations (value of the step, parameter) that backward reads from the forward pass: the layer's own inputs."""
+    """(value of the step, parameter) pairs that backward reads of the forward pass: the layer's own inputs, and
+    buffers as they were before some layer changed them."""
     assert call.backward is not None
     params = {p.name: p for p in call.backward.params if p.attrs.get("role") not in ("saved", "tangent")}
     if call.recompute:
@@ -175,7 +178,8 @@ def _kept_inputs(plan: StagePlan, n: int, call: Call) -> list[tuple[Value, Value
     kept = []
     for p in params.values():
         value = _step_value(call, p.name)
-        if value in plan.definition and plan.chosen.get((n, _index(call, p))) is None:
+        changes = value.attrs.get("role") == "buffer" and value.attrs["path"] in plan.updates.values()
+        if changes or value in plan.definition and plan.chosen.get((n, _index(call, p))) is None:
             kept.append((value, p))
     return kept
 
@@ -186,7 +190,7 @@ def _kept_layout(call: Call, param: Value) -> Layout:
 
 
 def _tag(plan: StagePlan, value: Value, layout: Layout) -> str:
-    return "" if layout == plan.layout_of[value] else f".{layout}"
+    return "" if layout == plan.layout_of.get(value, whole(value)) else f".{layout}"
 
 
 def _recompute_func(plan: StagePlan, call: Call) -> Func:

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from uniap_compiler.cluster import Cluster, Mesh
-from uniap_compiler.ir import Diagnostic, Func, Module, Op
+from uniap_compiler.ir import Attrs, Diagnostic, Func, Module, Op
 from uniap_compiler.passes.analysis.cost.op_cost import SearchCost, matrix_operations
 from uniap_compiler.passes.analysis.cost.strategy_cost import Strategy
 
 from .cluster_op import cluster_of, record_cluster
 from .force import Force, admits, check_degrees, parse_force
-from .pattern_costs import pattern_costs
+from .pattern_costs import choose_selective, pattern_costs
 from .problem import batches_of, divisors
 from .step_graph import StepGraph
 
@@ -59,6 +59,7 @@ class EnumerateStrategies:
             for func in _search(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), boundary, cost):
                 module.funcs.pop(func.name, None)
                 module.add(func)
+        choose_selective(module, graph, cluster, batches_of(cluster.devices, batch, len(graph.layers))[-1])
         _write_rows(module, graph, cluster, batch)
         return f"{len(graph.layers)} layers of {len(graph.kinds())} kinds, {len(wanted)} patterns searched"
 
@@ -131,7 +132,11 @@ def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) 
     module.ops = [op for op in module.ops if op.name != "plan.strategy"]
     batches = batches_of(cluster.devices, batch, len(graph.layers))[-_REPORTED:]
     for (kind, tp, boundary), pattern in pattern_costs(module, graph, cluster, batches).items():
-        cost = pattern.cost
+        cost, some = pattern.cost, pattern.selective
+        selective: Attrs = {}
+        if some is not None:
+            selective["selective"] = [int(n) for n in some.saved]
+            selective["selective_backward"] = [short(t) for t in some.backward_seconds]
         sent = [c for c in cost.communications if "data" not in c.axes and c.phase != "recompute"]
         module.ops.append(
             Op(
@@ -145,6 +150,7 @@ def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) 
                     "backward": [short(t) for t in cost.backward_seconds],
                     "saved": [int(n) for n in cost.saved],
                     "inputs": [int(n) for n in cost.inputs],
+                    **selective,
                     "parameters": int(sum(p.bytes for p in cost.parameters)),
                     "collectives": [f"{c.phase} {c.count} {c.kind} {'*'.join(c.axes)} {int(c.size[-1])}" for c in sent],
                 },

@@ -27,10 +27,6 @@ INTEGERS = ("pp", "dp", "tp", "micro_batches", "stage")
 WORDS: dict[str, tuple[str, ...]] = {"shard": SHARDS, "recompute": RECOMPUTES, "boundary": BOUNDARIES}
 MODEL_WIDE = ("pp", "micro_batches")
 
-LOWERED_SHARDS = SHARDS
-LOWERED_RECOMPUTES = ("none", "full")
-"""What the code generator makes so far."""
-
 _HELP = "FORCE is [LAYERS:]key=value,...[;...], for example pp=2,dp=2 or layers.[01]:tp=4;layers.[23]:dp=4"
 
 
@@ -123,8 +119,6 @@ def _value(key: str, value: str) -> Choice:
                 f"{key} in --force is one of {', '.join(WORDS[key])}, not {value!r}",
                 help=f"did you mean {key}={near[0]}?" if near else None,
             )
-        if key == "recompute" and value not in LOWERED_RECOMPUTES or key == "shard" and value not in LOWERED_SHARDS:
-            raise Diagnostic(f"{key}={value} is not generated yet", help=f"the nearest is {key}={_nearest_word(key)}")
         return value
     known = (*INTEGERS, *WORDS)
     near = difflib.get_close_matches(key, known, n=1)
@@ -132,10 +126,6 @@ def _value(key: str, value: str) -> Choice:
         f"--force does not know {key!r}: its keys are {', '.join(known)}",
         help=f"did you mean {near[0]}?" if near else None,
     )
-
-
-def _nearest_word(key: str) -> str:
-    return "full" if key == "recompute" else "parameters"
 
 
 def _shorten(layers: Sequence[str], most: int = 8) -> list[str]:

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from uniap_compiler.cluster import Cluster
 from uniap_compiler.ir import Diagnostic, Func, Module, Struct, struct
 from uniap_compiler.passes.analysis.cost.layer_cost import DATA, layer_cost
-from uniap_compiler.passes.lower.insert_communication import instantiate, pattern_name
+from uniap_compiler.passes.analysis.cost.selective import worth_repeating
+from uniap_compiler.passes.lower.insert_communication import SELECTIVE, instantiate, pattern_name
+from uniap_compiler.passes.lower.rematerialize import rematerialize
 
 from .problem import Pattern
 from .step_graph import StepGraph
@@ -46,6 +48,25 @@ def patterns_in(module: Module, graph: StepGraph) -> dict[tuple[str, int, str], 
     return found
 
 
+def choose_selective(module: Module, graph: StepGraph, cluster: Cluster, batch: int) -> None:
+    """Write down for every pattern what recompute=selective makes again.  batch: of one device, the largest there is:
+    memory is short there, and launches do not matter."""
+    for (kind, tp, boundary), sizes in patterns_in(module, graph).items():
+        noted = module.funcs.get(f"{pattern_name(kind, tp, boundary)}.backward")
+        if noted is None:
+            continue
+        axes = {f"t{n}": size for n, size in enumerate(sizes)}
+        try:
+            forward, backward = with_data_axis(module, kind, tp, boundary, axes)
+        except Diagnostic:
+            forward, backward = without_data_axis(module, kind, tp, boundary)
+        assert backward is not None
+        noted.attrs.pop(SELECTIVE, None)
+        again = worth_repeating(forward, backward, axes, batch, cluster)
+        if again:
+            noted.attrs[SELECTIVE] = [*again]
+
+
 def pattern_costs(
     module: Module, graph: StepGraph, cluster: Cluster, batches: Sequence[int]
 ) -> dict[tuple[str, int, str], Pattern]:
@@ -53,22 +74,40 @@ def pattern_costs(
     costs = {}
     for (kind, tp, boundary), sizes in patterns_in(module, graph).items():
         axes = {f"t{n}": size for n, size in enumerate(sizes)}
-        no_data = None
+        no_data, selective = None, None
+        source = module.funcs.get(f"{pattern_name(kind, tp, boundary)}.backward")
+        pairs = ["none", "selective"] if source is not None and source.attrs.get(SELECTIVE) else ["none"]
         try:
-            forward, backward = with_data_axis(module, kind, tp, boundary, axes)
+            made = [with_data_axis(module, kind, tp, boundary, axes, recompute) for recompute in pairs]
         except Diagnostic as error:
             no_data = error
             log.warning("no data parallelism for %s: %s", kind, error.message)
-            source = pattern_name(kind, tp, boundary)
-            forward, backward = module.funcs[f"{source}.forward"], module.funcs.get(f"{source}.backward")
-        costs[kind, tp, boundary] = Pattern(sizes, layer_cost(forward, backward, axes, batches, cluster), no_data)
+            made = [without_data_axis(module, kind, tp, boundary, recompute) for recompute in pairs]
+        cost, *rest = [layer_cost(forward, backward, axes, batches, cluster) for forward, backward in made]
+        if rest and (rest[0].saved < cost.saved).any():
+            selective = rest[0]
+        costs[kind, tp, boundary] = Pattern(sizes, cost, no_data, selective)
     return costs
 
 
-def with_data_axis(module: Module, kind: str, tp: int, boundary: str, axes: dict[str, int]) -> tuple[Func, Func | None]:
+def with_data_axis(
+    module: Module, kind: str, tp: int, boundary: str, axes: dict[str, int], recompute: str = "none"
+) -> tuple[Func, Func | None]:
     """Clones of a pattern's pair with the batch split over `data`, collectives included.
 
     Raises Diagnostic for an op whose rule keeps the batch whole.
     """
-    strategy = struct("strategy", dp=_ANY_SIZE, tp=tp, boundary=boundary, shard="none", recompute="none")
+    strategy = struct("strategy", dp=_ANY_SIZE, tp=tp, boundary=boundary, shard="none", recompute=recompute)
     return instantiate(module, kind, strategy, {DATA: _ANY_SIZE, **axes}, f"{kind}.cost")
+
+
+def without_data_axis(
+    module: Module, kind: str, tp: int, boundary: str, recompute: str = "none"
+) -> tuple[Func, Func | None]:
+    """A pattern's pair as it is."""
+    source = pattern_name(kind, tp, boundary)
+    forward, backward = module.funcs[f"{source}.forward"], module.funcs.get(f"{source}.backward")
+    again = backward.attrs.get(SELECTIVE) if backward is not None else None
+    if recompute == "selective" and backward is not None and isinstance(again, (list, tuple)):
+        return rematerialize(forward, backward, [str(name) for name in again])
+    return forward, backward

@@ -22,9 +22,16 @@ from uniap_compiler.ir import Diagnostic, Layout
 from uniap_compiler.passes.analysis.cost.layer_cost import DATA, LayerCost
 from uniap_compiler.passes.analysis.cost.op_cost import Vector
 from uniap_compiler.passes.analysis.cost.reshard_cost import on_mesh, reshard_seconds, send_seconds
-from uniap_compiler.passes.analysis.cost.strategy_cost import Optimizer, Strategy, StrategyCost, strategy_cost
+from uniap_compiler.passes.analysis.cost.strategy_cost import (
+    RECOMPUTES,
+    SHARDS,
+    Optimizer,
+    Strategy,
+    StrategyCost,
+    strategy_cost,
+)
 
-from .force import LOWERED_RECOMPUTES, LOWERED_SHARDS, Force, admits, check_degrees
+from .force import Force, admits, check_degrees
 from .simulate_schedule import in_flight
 from .step_graph import Crossing, StepGraph
 
@@ -34,11 +41,15 @@ Class = tuple[int, str]
 
 @dataclass(frozen=True)
 class Pattern:
-    """One layer kind on tensor axes of these sizes (t0, t1, ...).  no_data: why its batch cannot be split, if so."""
+    """One layer kind on tensor axes of these sizes (t0, t1, ...).  no_data: why its batch cannot be split, if so.
+
+    selective: the cost with recompute=selective, None where nothing is worth making again.
+    """
 
     sizes: tuple[int, ...]
     cost: LayerCost
     no_data: Diagnostic | None = None
+    selective: LayerCost | None = None
 
 
 @dataclass
@@ -155,6 +166,10 @@ class _Builder:
         self.example = {kind: graph.types.index(kind) for kind in dict.fromkeys(graph.types)}
         self.counts = [c for c in divisors(setting.global_batch) if setting.force.micro_batches in (None, c)]
         self.chosen = [setting.choices(u) for u in range(len(graph.layers))]
+        self.forced_selective = {
+            kind for kind, c in zip(graph.types, self.chosen, strict=True) if c.get("recompute") == "selective"
+        }
+        """types of layers that are told to: where nothing is worth making again, selective is none"""
         self.strategies = self._strategies()
         self.known: dict[tuple[str, Strategy, int], tuple[StrategyCost, dict[int, int]]] = {}
         """(type, strategy, stage) -> cost, and the place of each micro-batch count in its vectors"""
@@ -184,8 +199,8 @@ class _Builder:
                 continue
             dp = self.devices // tp
             for boundary in ("replicated",) if tp == 1 else ("replicated", "sequence"):
-                for shard in LOWERED_SHARDS if dp > 1 else ("none",):
-                    for recompute in LOWERED_RECOMPUTES:
+                for shard in SHARDS if dp > 1 else ("none",):
+                    for recompute in RECOMPUTES:
                         strategy = Strategy(tp, dp, boundary, shard, recompute)
                         known = any(self._cost(kind, strategy) for kind in self.example)
                         if known and any(_admits(choices, strategy) for choices in self.chosen):
@@ -200,7 +215,9 @@ class _Builder:
             return None
         if layer.backward is None and strategy.recompute != "none" or pattern.no_data and strategy.dp > 1:
             return None
-        return pattern.cost
+        if strategy.recompute == "selective" and pattern.selective is None:
+            return pattern.cost if kind in self.forced_selective else None
+        return pattern.selective if strategy.recompute == "selective" else pattern.cost
 
     def _strategy_cost(self, kind: str, strategy: Strategy, mesh: Mesh, counts: tuple[int, ...]) -> StrategyCost:
         cost = self._cost(kind, strategy)

@@ -13,7 +13,7 @@ axis is: a strategy adds that by formula (`strategy_cost.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -146,15 +146,15 @@ def layer_cost(
     def vector(size: Size) -> Vector:
         return np.broadcast_to(np.asarray(size, dtype=np.float64), batch.shape).copy()
 
-    inputs = [p for p in forward.params if p.attrs.get("role") == "activation"] if backward is not None else []
+    inputs = held_inputs(forward, kept) if backward is not None else []
     return LayerCost(
         batches=batch,
         forward_seconds=vector(seconds["forward"]),
         backward_seconds=vector(seconds["backward"]),
         recompute_seconds=vector(seconds["recompute"]),
         communications=[Communication(*key, count, vector(total)) for key, (count, total) in found.items()],
-        saved=vector(_sum_bytes(forward, kept, sizes, batch)),
-        inputs=vector(_sum_bytes(forward, inputs, sizes, batch)),
+        saved=vector(sum_bytes(forward, kept, sizes, batch)),
+        inputs=vector(sum_bytes(forward, inputs, sizes, batch)),
         forward_peak=vector(_forward_peak(forward, kept, sizes, batch, cluster.device.kind)),
         backward_peak=vector(_backward_peak(forward, backward, sizes, batch, cluster.device.kind)),
         parameters=_parameters(forward, backward, sizes),
@@ -177,28 +177,37 @@ def kept_values(forward: Func, backward: Func | None) -> list[Value]:
     if backward is None:
         return []
     named = {v.name: v for v in forward.values()}
-    kept = []
-    for p in backward.params:
-        role = p.attrs.get("role")
-        if role in ("saved", "activation"):
-            kept.append(named[str(p.attrs.get("of", p.name))])
-    return list(dict.fromkeys(kept))
+    kept = [named[str(p.attrs.get("of", p.name))] for p in backward.params if p.attrs.get("role") != "tangent"]
+    return [v for v in dict.fromkeys(kept) if v not in forward.params or _of_micro_batch(v, forward)]
 
 
-def recomputed_ops(forward: Func, kept: Sequence[Value]) -> set[Op]:
-    """The ops that have to run again when only the layer's inputs are kept."""
+def _of_micro_batch(param: Value, forward: Func) -> bool:
+    """Whether a parameter of forward has a value of its own for each micro-batch: an activation, or a buffer that this
+    very layer changes (backward needs the value that forward has read)."""
+    return param.attrs.get("role") == "activation" or f"buffer:{param.name}" in roles(forward)
+
+
+def held_inputs(forward: Func, kept: Sequence[Value]) -> list[Value]:
+    """What recompute=full keeps instead: the layer's activations, and changing buffers that are read again."""
+    read = {v for op in recomputed_ops(forward, kept) for v in op.flat_operands()} | set(kept)
+    inputs = [p for p in forward.params if _of_micro_batch(p, forward)]
+    return [p for p in inputs if p.attrs.get("role") == "activation" or p in read]
+
+
+def recomputed_ops(forward: Func, kept: Sequence[Value], among: Collection[Op] | None = None) -> set[Op]:
+    """The ops that have to run again when only the layer's inputs are kept; among: only these may."""
     needed, ops = set(kept), set()
     for op in reversed(forward.ops):
-        if any(result in needed for result in op.results):
+        if any(result in needed for result in op.results) and (among is None or op in among):
             ops.add(op)
             needed.update(v for v in op.flat_operands() if v is not None)
     return ops
 
 
-def _sum_bytes(func: Func, values: Sequence[Value], sizes: Mapping[str, int], batch: Size) -> Size:
+def sum_bytes(func: Func, values: Sequence[Value], sizes: Mapping[str, int], batch: Size) -> Size:
     """Each memory once, parameters not at all."""
     base = storage(func)
-    persistent = {p for p in func.params if p.attrs.get("role") != "activation"}
+    persistent = {p for p in func.params if not _of_micro_batch(p, func)}
     total: Size = 0.0
     for value in dict.fromkeys(base[v] for v in values):
         if value not in persistent:
