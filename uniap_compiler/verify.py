@@ -28,9 +28,11 @@ from .capture.batch import leaves, rows
 from .capture.capture import converted
 from .capture.export import Step
 from .capture.precision import promoted
+from .capture.random_ops import EagerDraws, without_checkpointing
 from .ir import Diagnostic
 from .runtime.bundle import Bundle
 from .runtime.errors import BundleError
+from .runtime.random import Randomness
 from .runtime.weights import SafetensorsFile
 from .zoo import find_task
 
@@ -203,7 +205,7 @@ def run_reference(
     task: TrainingTask, manifest: Mapping[str, Any], initial: Tensors, batches: Sequence[list[tuple[str, Tensor]]],
     optimizer: Mapping[str, Any],
 ) -> Outcome:
-    """The user's module over the same micro-batches, one after the other, gradients averaged."""
+    """The user's module over the same micro-batches, one after the other, gradients averaged; the same random numbers."""
     dtype = getattr(torch, manifest["dtype"])
     own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
     other = dtype if dtype != own else None
@@ -214,12 +216,14 @@ def run_reference(
     named = _canonical(step, manifest)
     torch_optimizer = _torch_optimizer(named, optimizer)
     losses, gradients = [], []
-    with promoted(other):
-        for batch in batches:
+    with promoted(other), without_checkpointing():
+        for n, batch in enumerate(batches):
             torch_optimizer.zero_grad(set_to_none=True)
             total = 0.0
-            for m in range(micro_batches):
-                loss = step(*(_micro_batch(x, m, micro_batches, dtype) for _, x in batch)) / micro_batches
+            for m, key in enumerate(Randomness().keys(n, micro_batches)):
+                with EagerDraws(key) as draws:
+                    loss = step(*(_micro_batch(x, m, micro_batches, dtype) for _, x in batch)) / micro_batches
+                _check_draws(draws.sites, manifest)
                 loss.backward()
                 total += float(loss.detach())
             losses.append(total)
@@ -227,6 +231,16 @@ def run_reference(
             torch_optimizer.step()
     parameters = {name: p.detach() for name, p in named.items()}
     return Outcome(losses, gradients, parameters, dict(_plain(step.named_buffers())))
+
+
+def _check_draws(sites: int, manifest: Mapping[str, Any]) -> None:
+    """The k-th random op of the model is the k-th of the bundle only where both have as many."""
+    known = int(manifest.get("random_sites", 0))
+    if sites != known:
+        raise Diagnostic(
+            f"the model draws random numbers {sites} times in a forward pass, the bundle {known} times",
+            help="forward must draw as often every time; compile it again if the model has changed",
+        )
 
 
 def _copied(task: TrainingTask) -> TrainingTask:

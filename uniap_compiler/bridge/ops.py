@@ -14,7 +14,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from . import reference
+from . import draws, reference
 
 _LIBRARY = torch.library.Library("uniap", "DEF")
 
@@ -25,6 +25,21 @@ _SCHEMAS = [
     " float scale, bool mask_grad=False) -> (Tensor, Tensor, Tensor)",
     "attention_backward.mask(Tensor g, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor lse, bool causal,"
     " float scale, bool mask_grad=False) -> (Tensor, Tensor, Tensor, Tensor)",
+    "attention.dropout(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor key, bool causal, float scale,"
+    " float dropout_p) -> (Tensor, Tensor)",
+    "attention_backward.dropout(Tensor g, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor lse,"
+    " Tensor key, bool causal, float scale, float dropout_p, bool mask_grad=False) -> (Tensor, Tensor, Tensor)",
+    "attention_backward.dropout_mask(Tensor g, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor lse,"
+    " Tensor key, bool causal, float scale, float dropout_p, bool mask_grad=False)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    # while capturing: a key without a tensor to derive it from; scaled_dot_product_attention with such a key
+    "random_site(int site) -> Tensor",
+    "sdpa_dropout(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor key, float dropout_p, bool causal, float? scale)"
+    " -> Tensor",
+    "random_key(Tensor random, int site) -> Tensor",
+    "bernoulli(Tensor key, SymInt[] size, float p) -> Tensor",
+    "uniform(Tensor key, SymInt[] size, ScalarType dtype) -> Tensor",
+    "normal(Tensor key, SymInt[] size, ScalarType dtype) -> Tensor",
     "sum_exp(Tensor logits, Tensor max) -> Tensor",
     "pick(Tensor logits, Tensor target, int ignore_index, int offset=0) -> Tensor",
     "pick_backward(Tensor g, Tensor target, SymInt num_classes, int ignore_index, int offset=0) -> Tensor",
@@ -62,7 +77,7 @@ def _contract_shape(a: Tensor, b: Tensor, equation: str) -> Tensor:
 
 
 def _attention_shape(
-    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], causal: bool, scale: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], *_: Any
 ) -> tuple[Tensor, Tensor]:
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1], dtype=lse_dtype)
@@ -76,11 +91,28 @@ def _attention_backward_mask_shape(g: Tensor, q: Tensor, k: Tensor, v: Tensor, m
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), mask.new_empty(mask.shape)
 
 
+def _key_shape(*_: Any) -> Tensor:
+    """Keys are read by the host: they live on the CPU whatever the device."""
+    return torch.empty((), dtype=torch.int64)
+
+
 _SHAPES: dict[str, Any] = {
     "contract": _contract_shape,
     "attention": _attention_shape,
     "attention_backward": _attention_backward_shape,
     "attention_backward.mask": _attention_backward_mask_shape,
+    "attention.dropout": _attention_shape,
+    "attention_backward.dropout": _attention_backward_shape,
+    "attention_backward.dropout_mask": _attention_backward_mask_shape,
+    "random_site": _key_shape,
+    "sdpa_dropout": lambda q, k, v, *_: q.new_empty(
+        (*torch.broadcast_shapes(q.shape[:-2], k.shape[:-2] if q.dim() < 3 else (*k.shape[:-3], 1)),
+         q.shape[-2], v.shape[-1])
+    ),
+    "random_key": _key_shape,
+    "bernoulli": lambda key, size, p: torch.empty(size, dtype=torch.bool),
+    "uniform": lambda key, size, dtype: torch.empty(size, dtype=dtype),
+    "normal": lambda key, size, dtype: torch.empty(size, dtype=dtype),
     "sum_exp": lambda logits, max: logits.new_empty(logits.shape[:-1]),
     "pick": lambda logits, target, ignore_index, offset=0: logits.new_empty(target.shape),
     "pick_backward": lambda g, target, num_classes, ignore_index, offset=0: g.new_empty((*target.shape, num_classes)),
@@ -106,11 +138,21 @@ def _contiguous(function: Any) -> Any:
     return run
 
 
+def _only_captured(name: str) -> Any:
+    raise RuntimeError(f"uniap::{name} stands in graphs that are being captured, and is never run")
+
+
 _KERNELS: dict[str, Any] = {
-    name: getattr(reference, name) for name in _SHAPES if "." not in name and name != "attention_backward"
+    name: getattr(reference, name) for name in _SHAPES if hasattr(reference, name) and name != "attention_backward"
 }
 _KERNELS["attention_backward"] = lambda *a, **k: reference.attention_backward(*a, **k)[:3]
 _KERNELS["attention_backward.mask"] = reference.attention_backward
+_KERNELS["attention.dropout"] = reference.attention_dropout
+_KERNELS["attention_backward.dropout"] = lambda *a, **k: reference.attention_dropout_backward(*a, **k)[:3]
+_KERNELS["attention_backward.dropout_mask"] = reference.attention_dropout_backward
+_KERNELS.update({name: getattr(draws, name) for name in ("random_key", "bernoulli", "uniform", "normal")})
+_KERNELS["sdpa_dropout"] = lambda *a: _only_captured("sdpa_dropout")
+_KERNELS["random_site"] = lambda site: _only_captured("random_site")
 
 
 # Derivatives: setup(ctx, inputs, output) and backward(ctx, *gradients of the outputs).
@@ -145,6 +187,19 @@ def _attention_backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
         )
     grads = torch.ops.uniap.attention_backward.default(g, q, k, v, mask, out, lse, ctx.causal, ctx.scale)
     return (*grads, None, None, None)
+
+
+def _attention_dropout_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, mask, key, ctx.causal, ctx.scale, ctx.dropout_p = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, mask, *output, key)
+
+
+def _attention_dropout_backward(ctx: Any, g: Tensor, _: Any) -> tuple[Any, ...]:
+    ops, settings = torch.ops.uniap.attention_backward, (ctx.causal, ctx.scale, ctx.dropout_p)
+    if ctx.needs_input_grad[3]:
+        return (*ops.dropout_mask(g, *ctx.saved_tensors, *settings, True), None, None, None, None)
+    return (*ops.dropout(g, *ctx.saved_tensors, *settings), None, None, None, None, None)
 
 
 def _cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -184,6 +239,7 @@ def _embedding_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
 _DERIVATIVES: dict[str, tuple[Any, Any]] = {
     "contract": (_contract_setup, _contract_backward),
     "attention": (_attention_setup, _attention_backward),
+    "attention.dropout": (_attention_dropout_setup, _attention_dropout_backward),
     "cross_entropy": (_cross_entropy_setup, _cross_entropy_backward),
     "pick": (_pick_setup, _pick_backward),
     "embedding": (_embedding_setup, _embedding_backward),

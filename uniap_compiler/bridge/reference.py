@@ -11,6 +11,8 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from .draws import bernoulli
+
 
 @cache
 def einsum_equation(equation: str) -> str:
@@ -79,6 +81,46 @@ def attention_backward(
     p = _probabilities(_scores(q, k, mask, causal, scale), lse)
     dv = p.transpose(-1, -2) @ g
     dp = g @ _grouped(q, v).transpose(-1, -2)
+    ds = p * (dp - (g * out).sum(-1, keepdim=True))
+    dq = (ds @ _grouped(q, k)) * scale
+    dk = (ds.transpose(-1, -2) @ q) * scale
+    dmask = ds.sum_to_size(mask.shape).to(mask.dtype) if mask_grad and mask is not None else None
+    return dq, _ungrouped(dk, k), _ungrouped(dv, v), dmask
+
+
+def _kept(q: Tensor, k: Tensor, key: Tensor, dropout_p: float) -> Tensor:
+    """What dropout multiplies the probabilities with: 0 or 1 / (1 - p)."""
+    size = (*q.shape[:-1], k.shape[-2])
+    return bernoulli(key, size, 1.0 - dropout_p).to(q.dtype) / (1.0 - dropout_p)
+
+
+def attention_dropout(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], key: Tensor, causal: bool, scale: float, dropout_p: float
+) -> tuple[Tensor, Tensor]:
+    scores = _scores(q, k, mask, causal, scale)
+    lse = torch.logsumexp(scores, -1)
+    out = (_probabilities(scores, lse) * _kept(q, k, key, dropout_p)) @ _grouped(q, v)
+    return out, lse if lse.dtype == torch.float64 else lse.float()
+
+
+def attention_dropout_backward(
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Optional[Tensor],
+    out: Tensor,
+    lse: Tensor,
+    key: Tensor,
+    causal: bool,
+    scale: float,
+    dropout_p: float,
+    mask_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    """The same, with m = kept / (1 - p): out = (p m) v, and the sum over keys of p (m (g v')) is still g out."""
+    p, m = _probabilities(_scores(q, k, mask, causal, scale), lse), _kept(q, k, key, dropout_p)
+    dv = (p * m).transpose(-1, -2) @ g
+    dp = (g @ _grouped(q, v).transpose(-1, -2)) * m
     ds = p * (dp - (g * out).sum(-1, keepdim=True))
     dq = (ds @ _grouped(q, k)) * scale
     dk = (ds.transpose(-1, -2) @ q) * scale

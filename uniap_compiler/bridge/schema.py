@@ -73,8 +73,12 @@ def find_overload(name: str, overload: str = "") -> OpOverload:
 
 
 def overload_of(name: str, attrs: Attrs) -> OpOverload:
-    """As find_overload; `nn.attention_backward` has one more result when the mask needs a gradient."""
-    return find_overload(name, "mask" if name == "nn.attention_backward" and attrs.get("mask_grad") else "")
+    """As find_overload; attention with dropout takes a key, and gives a gradient of its mask where one is needed."""
+    if name not in ("nn.attention", "nn.attention_backward"):
+        return find_overload(name)
+    words = ["dropout"] if "dropout_p" in attrs else []
+    words += ["mask"] if name == "nn.attention_backward" and attrs.get("mask_grad") else []
+    return find_overload(name, "_".join(words))
 
 
 @cache

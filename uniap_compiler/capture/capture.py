@@ -75,6 +75,8 @@ def capture(
             "optimizer": optimizer_struct(task.optimizer),
         },
     )
+    if graphs[0].random_sites:
+        module.attrs["random_sites"] = graphs[0].random_sites
     module.ops += store_constants(func, graphs[0].constants, constants if constants is not None else ConstantStore())
     module.add(func)
     try:
@@ -88,9 +90,11 @@ def capture(
 
 
 def _graph(task: TrainingTask, batch: int, dtype: torch.dtype | None, paths: list[str], root: Path | None) -> Graph:
-    program = export(task, batch, dtype, root)
+    program, sites = export(task, batch, dtype, root)
     with promoted(dtype):
-        return from_fx(program, paths, task.model, root)
+        graph = from_fx(program, paths, task.model, root)
+    graph.random_sites = sites
+    return graph
 
 
 def _unify(first: Graph, second: Graph) -> Func:

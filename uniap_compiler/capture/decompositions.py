@@ -115,16 +115,32 @@ def attention(
     *,
     scale: Optional[float] = None,
     enable_gqa: bool = False,
+    key: Optional[Tensor] = None,
 ) -> Tensor:
+    """key: of the dropout; without one there is none (random_ops.py)."""
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     flat = q.dim() == 2 or k.shape[:-3] != q.shape[:-3]
     if flat:  # [s, d] without heads, or broadcast batches
         outer = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
         outer = outer or (1,)
         q, k, v = (t.expand(*outer, *t.shape[-2:]) for t in (q, k, v))
-        y = uniap.attention(q, k, v, attn_mask, is_causal, scale)[0]
+        y = _attention(q, k, v, attn_mask, is_causal, scale, key, dropout_p)
         return y.squeeze(0) if outer == (1,) else y
-    return uniap.attention(q, k, v, attn_mask, is_causal, scale)[0]
+    return _attention(q, k, v, attn_mask, is_causal, scale, key, dropout_p)
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], causal: bool, scale: float, key: Optional[Tensor], p: float
+) -> Tensor:
+    if key is None:
+        return uniap.attention(q, k, v, mask, causal, scale)[0]
+    return uniap.attention.dropout(q, k, v, mask, key, causal, scale, p)[0]
+
+
+def sdpa_dropout(
+    q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], key: Tensor, p: float, causal: bool, scale: Optional[float]
+) -> Tensor:
+    return attention(q, k, v, mask, p, causal, scale=scale, key=key)
 
 
 def cross_entropy(
@@ -353,7 +369,7 @@ def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 def dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """Without effect; one with an effect is refused before (see export.py)."""
+    """Without effect; one with an effect has become arithmetic before (random_ops.py)."""
     return aten.alias(x)
 
 
@@ -368,6 +384,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.baddbmm.default: addmm,
     aten.einsum.default: einsum,
     aten.scaled_dot_product_attention.default: attention,
+    uniap.sdpa_dropout.default: sdpa_dropout,
     aten.cross_entropy_loss.default: cross_entropy,
     aten.nll_loss_nd.default: nll_loss,
     aten.nll_loss.default: nll_loss,

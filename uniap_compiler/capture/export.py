@@ -19,6 +19,7 @@ from uniap_compiler.ir import Diagnostic, Loc
 from . import batch as batches
 from .decompositions import table
 from .precision import promoted
+from .random_ops import has_rule, is_random, number
 from .task import TrainingTask
 
 MODEL = "model"
@@ -69,8 +70,12 @@ def loss_of(output: Any) -> Tensor:
     return output if output.dim() == 0 else output.reshape(())
 
 
-def export(task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path | None) -> ExportedProgram:
+def export(
+    task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path | None
+) -> tuple[ExportedProgram, int]:
     """The step's graph at this batch size, composite ops and all; functional.  Raises Diagnostic.
+
+    Also how often it draws random numbers: what is drawn and not used may be missing in the graph.
 
     Making a graph functional costs as much again as exporting it, so that is done only where something is mutated;
     composite ops are then taken apart in passing, else lower.py does it.
@@ -85,8 +90,9 @@ def export(task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path
         try:
             program = torch.export.export(step, tensors, strict=False)
             _check(program, root)
+            sites = number(program.graph_module)
             _detach_no_grad_regions(program)
-            return program.run_decompositions(table()) if _mutates(program) else program
+            return program.run_decompositions(table()) if _mutates(program) else program, sites
         except Diagnostic:
             raise
         except Exception as error:
@@ -146,7 +152,7 @@ def relative(file: str, root: Path | None) -> str:
 
 
 def _check(program: ExportedProgram, root: Path | None) -> None:
-    """Refuse what later stations cannot honour: random ops, numbers that are read out of tensors."""
+    """Refuse what later stations cannot honour: some random ops, numbers that are read out of tensors."""
     for module in program.graph_module.modules():
         for node in getattr(module, "graph", torch.fx.Graph()).nodes:
             target = node.target
@@ -159,23 +165,13 @@ def _check(program: ExportedProgram, root: Path | None) -> None:
                     loc=user_line(node.meta.get("stack_trace") or "", root),
                     help="keep it a tensor: a 0-dim tensor can be multiplied and added like a number",
                 )
-            values = {a.name: v for a, v in zip(target._schema.arguments, node.args)} | node.kwargs
-            if "dropout" in name and name != "scaled_dot_product_attention":
-                random = values.get("train", True) and values.get("p", 0.5) != 0
-            elif name == "scaled_dot_product_attention":
-                random = values.get("dropout_p", 0.0) != 0
-            else:
-                random = torch.Tag.nondeterministic_seeded in target.tags
-            if random:
-                help = (
-                    "set the dropout probability to 0"
-                    if "dropout" in name or "attention" in name or name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
-                    else "draw random numbers outside and pass them in the batch"
-                )
+            if is_random(node) and not has_rule(node):
+                own = node.kwargs.get("generator") is not None
                 raise Diagnostic(
-                    f"random ops are not supported yet: {name}",
+                    f"a random op with a generator of its own: {name}" if own else f"an unsupported random op: {name}",
                     loc=user_line(node.meta.get("stack_trace") or "", root),
-                    help=help,
+                    help="dropout, rand, randn, randint, bernoulli, normal, uniform_ and exponential_ are supported; "
+                    "draw other random numbers outside and pass them in the batch",
                 )
 
 

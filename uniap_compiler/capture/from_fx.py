@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from uniap_compiler.bridge.schema import type_of
-from uniap_compiler.ir import Diagnostic, Func, Loc, Namer, Value
+from uniap_compiler.ir import Diagnostic, Func, Loc, Namer, TensorType, Value
 
 from .export import MODEL, user_line
 from .lower import lower
@@ -25,11 +25,15 @@ from .lower import lower
 
 @dataclass
 class Graph:
-    """func, the data of its params with role "constant", and the class of every called module path."""
+    """func, the data of its params with role "constant", and the class of every called module path.
+
+    random_sites: how many random ops the forward pass has.
+    """
 
     func: Func
     constants: dict[str, Tensor] = field(default_factory=dict)
     classes: dict[str, str] = field(default_factory=dict)
+    random_sites: int = 0
 
 
 def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root: Path | None) -> Graph:
@@ -52,7 +56,8 @@ def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root:
         return user_line(node.meta.get("stack_trace") or "", root, path) or Loc("", 0, path)
 
     func.ops, outputs = lower(program.graph_module, params, namer, locate)
-    func.params.sort(key=lambda p: ["input", "param", "buffer", "constant"].index(str(p.attrs["role"])))
+    _derive_keys(func, namer)
+    func.params.sort(key=lambda p: ["input", "random", "param", "buffer", "constant"].index(str(p.attrs["role"])))
     losses, updates, kinds = [], [], []
     for spec, value in zip(program.graph_signature.output_specs, outputs, strict=True):
         if spec.kind == OutputKind.USER_OUTPUT:
@@ -70,6 +75,18 @@ def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root:
     func.returns = [*losses, *(updates[i] for i in order)]
     func.attrs["results"] = ["loss", *(kinds[i] for i in order)]
     return graph
+
+
+def _derive_keys(func: Func, namer: Namer) -> None:
+    """`nn.random_site {site = 3}` becomes `nn.random_key(%random) {site = 3}`: %random is new in every micro-batch."""
+    sites = [op for op in func.ops if op.name == "nn.random_site"]
+    if not sites:
+        return
+    random = Value(namer("random"), TensorType((), "i64"), {"role": "random"})
+    func.params.append(random)
+    for op in sites:
+        op.name, op.operands = "nn.random_key", [random]
+        op.results[0].name = namer("random_key")
 
 
 def _tied(model: nn.Module) -> dict[str, str]:

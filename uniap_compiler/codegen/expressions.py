@@ -24,6 +24,8 @@ from .names import dtype, literal, string
 
 _WORDS = ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d", "strided")
 _END = 2**63 - 1
+_DRAWS = ("nn.bernoulli", "nn.uniform", "nn.normal")
+"""They make tensors out of a key, which lives on the host."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Scope:
             return self.name(x)
         if isinstance(x, Struct) and x.name == "offset":
             return f"comm.coordinate({self.group(x['axes'])}) * {literal(x['size'])}"
+        if isinstance(x, Struct) and x.name == "part":
+            return f"({x['size']}, comm.coordinate({self.group(x['axes'])}) * {x['count']}, {x['count']})"
         if isinstance(x, Atom):
             return f"torch.{x}" if x in _WORDS else dtype(x)
         if isinstance(x, (list, tuple)):
@@ -168,7 +172,8 @@ def _writes(schema: Any) -> bool:
 def _kernel(op: Op, name: str, scope: Scope) -> Call:
     attrs = {k: v for k, v in op.attrs.items() if k not in ("rule", "split")}
     operands = [scope.show(o) for o in op.operands]
-    return Call(f"nn.{name}", operands + [f"{k}={scope.show(v)}" for k, v in attrs.items()])
+    device = ["device=comm.device"] if op.name in _DRAWS else []
+    return Call(f"nn.{name}", operands + [f"{k}={scope.show(v)}" for k, v in attrs.items()] + device)
 
 
 def _collective(op: Op, name: str, scope: Scope) -> Call:

@@ -51,6 +51,7 @@ def build_manifest(
             if op.name == "plan.input"
         ],
         "loss": {"dtype": _loss_dtype(module)},
+        **({"random_sites": module.attrs["random_sites"]} if "random_sites" in module.attrs else {}),
         "parameters": _parameters(module),
         "buffers": {
             str(o.symbol): {"shape": shape_of(o), "dtype": torch_name(o.attrs["dtype"]), "stages": o.attrs["stages"]}

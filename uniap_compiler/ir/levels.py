@@ -204,8 +204,8 @@ ROWS = (
         "layered",
         "func",
         named("main"),
-        _roles("input", "param", "buffer", "constant"),
-        "a parameter of {func} has no `role`: input, param, buffer or constant",
+        _roles("input", "param", "buffer", "constant", "random"),
+        "a parameter of {func} has no `role`: input, param, buffer, constant or random",
     ),
     Row(
         "captured", "layered", "func", named("main"), _first_is_loss, "the first result of {func} is not a scalar loss"
@@ -215,8 +215,8 @@ ROWS = (
         "layered",
         "func",
         kind("layer", "prelude"),
-        _roles("activation", "input", "param", "buffer", "constant", "prelude"),
-        "a parameter of {func} has no `role`: activation, input, param, buffer, constant or prelude",
+        _roles("activation", "input", "param", "buffer", "constant", "prelude", "random"),
+        "a parameter of {func} has no `role`: activation, input, param, buffer, constant, prelude or random",
     ),
     # differentiated and later: @step
     Row("differentiated", "sharded", "module", always, lambda p: "step" in p.module.funcs, "the func @step is missing"),

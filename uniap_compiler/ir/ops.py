@@ -24,14 +24,19 @@ class OpSpec:
 OPS: dict[str, OpSpec] = {
     # nn: linear algebra and fused ops on unflattened dims
     "nn.contract": OpSpec(2, 1, ("equation",)),
-    "nn.attention": OpSpec((3, 4), 2),
-    "nn.attention_backward": OpSpec((6, 7), (3, 4)),
+    "nn.attention": OpSpec((3, 5), 2),
+    "nn.attention_backward": OpSpec((6, 8), (3, 4)),
     "nn.sum_exp": OpSpec(2, 1),
     "nn.pick": OpSpec(2, 1),
     "nn.cross_entropy": OpSpec(2, 2),
     "nn.cross_entropy_backward": OpSpec(4, 1),
     "nn.embedding": OpSpec(2, 1),
     "nn.embedding_backward": OpSpec(2, 1, ("num_weights",)),
+    # nn: random numbers, functions of a key (docs/random.md); `size` globally, `index` on one device
+    "nn.random_key": OpSpec(1, 1, ("site",)),
+    "nn.bernoulli": OpSpec(1, 1, ("p",)),
+    "nn.uniform": OpSpec(1, 1, ("dtype",)),
+    "nn.normal": OpSpec(1, 1, ("dtype",)),
     # comm: collectives along `axes` of the mesh, over a process `group` in local funcs
     "comm.all_reduce": OpSpec(1, 1, ("op",)),
     "comm.reduce_scatter": OpSpec(1, 1, ("dim",)),

@@ -7,7 +7,12 @@ q [.., hq, s, d], k [.., hk, t, d], v [.., hk, t, e]; lse [.., hq, s].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+
+from . import attention_dropout
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -59,8 +64,12 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, key: Tensor | None = None,
+    *, causal: bool, scale: float, dropout_p: float = 0.0, index: Sequence[Any] = (),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """key, dropout_p, index: of dropout on the probabilities (attention_dropout.py)."""
+    if key is not None:
+        return attention_dropout.attention(q, k, v, mask, key, causal, scale, dropout_p, index)
     kernel = _kernel(q, k, v, mask, causal)
     if kernel == "math":
         return _math(q, k, v, mask, causal, scale)
@@ -76,8 +85,13 @@ def attention(
 
 def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out: Tensor, lse: Tensor,
-    *, causal: bool, scale: float, mask_grad: bool = False,
+    key: Tensor | None = None,
+    *, causal: bool, scale: float, mask_grad: bool = False, dropout_p: float = 0.0, index: Sequence[Any] = (),
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    if key is not None:
+        return attention_dropout.attention_backward(
+            grad, q, k, v, mask, out, lse, key, causal, scale, dropout_p, index, mask_grad
+        )
     kernel = _kernel(q, k, v, mask, causal)
     if mask_grad or kernel == "math":
         return _math_backward(grad, q, k, v, mask, out, lse, causal, scale, mask_grad)

@@ -119,5 +119,6 @@ def resume(folder: Path, bundle: Bundle, training: Training) -> tuple[int, int]:
     for role, x in content["tensors"].items():
         training.tensors[role].copy_(x)
     training.optimizer.state = content["state"]
+    training.done = int(about["step"])
     training.refresh()
     return int(about["step"]), int(about["position"])

@@ -13,11 +13,12 @@ import torch
 
 from .attention import attention, attention_backward
 from .contraction import contract
+from .random import bernoulli, normal, random_key, uniform
 
 __all__ = [
-    "REPLACED", "attention", "attention_backward", "contract", "cross_entropy", "cross_entropy_backward", "embedding",
-    "embedding_backward", "native_group_norm_backward", "native_layer_norm_backward", "pick", "pick_backward",
-    "sum_exp",
+    "REPLACED", "attention", "attention_backward", "bernoulli", "contract", "cross_entropy", "cross_entropy_backward",
+    "embedding", "embedding_backward", "native_group_norm_backward", "native_layer_norm_backward", "normal", "pick",
+    "pick_backward", "random_key", "sum_exp", "uniform",
 ]  # fmt: skip
 
 aten = torch.ops.aten

@@ -25,6 +25,7 @@ from .errors import BundleError, CommunicationError
 from .metrics import Metrics, progress
 from .optimizer import Optimizer
 from .processes import ProcessGroups, SingleProcess
+from .random import Randomness
 from .training import Training
 
 
@@ -38,7 +39,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100, help="stop after this many steps in all (100)")
     parser.add_argument("--lr", type=float, help="learning rate (default: the task's)")
     parser.add_argument("--clip", type=float, help="clip the norm of the whole gradient to this")
-    parser.add_argument("--seed", type=int, default=0, help="given to the data and to torch (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the data, of torch and of random ops (0)")
+    parser.add_argument(
+        "--random", choices=("fast", "counter"), default="fast",
+        help="random ops such as dropout draw from generators, or the very numbers of the unsharded model (fast)",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--save", type=Path, metavar="DIR", help="write checkpoints here, at the end and every --save-every steps"
@@ -120,6 +125,7 @@ def _train(root: Path, package: str, options: argparse.Namespace) -> None:
     training = Training(
         bundle, module, comm, Optimizer(bundle.manifest["optimizer"], options.lr), options.clip, options.weights
     )
+    training.randomness = Randomness(options.seed, options.random)
     done = checkpoint.resume(resume, bundle, training)[0] if resume else 0
     comm.warm_up()
     try:

@@ -48,21 +48,28 @@ class StageLoop:
         self.seed = torch.full((), 1.0 / micro_batches, dtype=loss_dtype, device=comm.device)
         args: Mapping[str, Sequence[str]] = self.stage.ARGS
         self.last_reader = {role: segment for segment in _ORDER for role in args.get(segment, ())}
-        self.prelude_once = not any(role.startswith("input:") for role in args.get("prelude", ()))
+        self.prelude_once = not any(role.startswith(("input:", "seed:")) for role in args.get("prelude", ()))
         self.at = "start"  # what is being done, for error messages
         self.store: dict[tuple[str, int], torch.Tensor] = {}
         self.accumulators: dict[str, torch.Tensor] = {}
         self._own: set[str] = set()
         self.loss: torch.Tensor | None = None
+        self.keys: Sequence[torch.Tensor] = ()
         self.reduced: set[str] = set()
         if "prelude" in args and self.prelude_once:
             self._segment("prelude", 0)
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
-    def run(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """inputs: per micro-batch the batch tensors by path.  My share of the loss, and the final gradients."""
+    def run(
+        self, inputs: Sequence[Mapping[str, torch.Tensor]], keys: Sequence[torch.Tensor] = ()
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """inputs: per micro-batch the batch tensors by path.  keys: per micro-batch, for random numbers (random.py).
+
+        My share of the loss, and the final gradients.
+        """
         self.store.clear()
+        self.keys = keys
         self.accumulators, self._own = {}, set()
         self.loss = None
         for m, batch in enumerate(inputs):
@@ -121,6 +128,8 @@ class StageLoop:
             return self.tensors[role]
         if role == "seed:loss":
             return self.seed
+        if role == "seed:random":
+            return self.keys[m]
         if kind == "grad":
             if name not in self.accumulators:
                 raise RuntimeError(f"{segment} reads the gradient of {name}, which no backward has given")

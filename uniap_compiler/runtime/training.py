@@ -18,6 +18,7 @@ from .bundle import Bundle
 from .comm import Communicator
 from .loop import StageLoop
 from .optimizer import Optimizer, clip_scale, squared_norm
+from .random import Randomness
 from .weights import Weights
 
 
@@ -53,6 +54,8 @@ def load_tensors(
 
 
 class Training:
+    """randomness: of dropout and other random ops.  done: steps so far, those before a resumed run included."""
+
     def __init__(
         self, bundle: Bundle, rank: ModuleType, comm: Communicator, optimizer: Optimizer,
         clip: float | None = None, weights: Path | None = None,
@@ -63,11 +66,14 @@ class Training:
         loss_dtype = getattr(torch, manifest["loss"]["dtype"])
         with torch.no_grad():
             self.loop = StageLoop(rank, comm, self.tensors, int(manifest["micro_batches"]), loss_dtype)
+        self.randomness = Randomness()
+        self.done = 0
         self.owned = [name for name, record in rank.PARAMETERS.items() if record.get("owner")]
 
     def step(self, inputs: Sequence[Mapping[str, torch.Tensor]]) -> StepResult:
         with torch.no_grad():
-            share, gradients = self.loop.run(inputs)
+            share, gradients = self.loop.run(inputs, self.randomness.keys(self.done, len(inputs)))
+            self.done += 1
             self.loop.at = "loss and gradient norm"
             totals = torch.stack([share.double().cpu(), squared_norm(gradients, self.owned)]).to(self.comm.device)
             loss, squared = self.comm.all_reduce(totals, "world").tolist()

@@ -78,7 +78,7 @@ module @m attributes {level = layered} {
 }
 // -----
 module @m attributes {level = captured} {
-  // expected-error@+1 {{a parameter of @main has no `role`: input, param, buffer or constant}}
+  // expected-error@+1 {{a parameter of @main has no `role`: input, param, buffer, constant or random}}
   func @main(%x: tensor<f32>) -> (tensor<f32>) attributes {results = ["loss"]} {
     return %x
   }
@@ -92,7 +92,7 @@ module @m attributes {level = captured} {
 }
 // -----
 module @m attributes {level = layered} {
-  // expected-error@+1 {{a parameter of @layer has no `role`: activation, input, param, buffer, constant or prelude}}
+  // expected-error@+1 {{a parameter of @layer has no `role`: activation, input, param, buffer, constant, prelude or random}}
   func @layer(%x: tensor<f32> {role = "saved"}) -> (tensor<f32>) attributes {kind = "layer"} {
     return %x
   }

@@ -6,12 +6,15 @@
 
 Views become reshapes because a local tensor need not have the strides that made the global view possible.  An op
 whose rule has an `offset` factor gets `offset = #offset<axes = ["a"], size = 32>`: the device's coordinate along the
-axes (major to minor) times the local length.  Most ops have no sizes and are not mentioned here.
+axes (major to minor) times the local length.  What draws random
+numbers gets `index`, the places of the whole tensor that the device draws: per dim a length, or
+`#part<size = 8, axes = ["a"], count = 4>`, or a list of these.  Most ops have no sizes and are not mentioned here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 
 from uniap_compiler.ir import Attr, Attrs, Op, Rule, TensorType, struct
 
@@ -89,6 +92,49 @@ def _offset(local: Local) -> None:
             if factor in group:
                 local.attrs["offset"] = struct("offset", axes=[*axes], size=length)
                 return
+
+
+def _index(local: Local, dims: Sequence[tuple[tuple[str, ...], int]]) -> list[Attr]:
+    """dims: the factors of each dim and its local length.
+
+    A factor's size may depend on the batch, which is not known here: it is what is left of the dim's length.
+    """
+    sizes = dict(local.rule.sizes)
+    index: list[Attr] = []
+    for group, length in dims:
+        whole = length * local.parts(group)
+        known = {f: size for f in group if isinstance(size := sizes[f], int)}
+        rest = whole // prod(known.values())
+        parts: list[tuple[int, list[str]]] = []  # size and axes of each factor, whole minor ones taken together
+        for f in group or ("",):
+            size = known.get(f, rest) if f else length
+            axes = [axis for axis in local.mesh if f and local.split.get(axis) == f]
+            if parts and not axes:
+                parts[-1] = (parts[-1][0] * size, parts[-1][1])
+            else:
+                parts.append((size, axes))
+        shown: list[Attr] = []
+        for size, axes in parts:
+            count = size // prod(local.mesh[axis] for axis in axes)
+            shown.append(struct("part", size=size, axes=[*axes], count=count) if axes else size)
+        index.append(shown[0] if len(shown) == 1 else shown)
+    return index
+
+
+def _draw(local: Local) -> None:
+    local.attrs.pop("size")
+    local.attrs["index"] = _index(local, list(zip(local.rule.results[0], local.shape(), strict=True)))  # type: ignore[arg-type]
+
+
+def _attention(local: Local) -> None:
+    """The index of the scores: all dims of the queries but the last, and the length of the keys."""
+    if "dropout_p" not in local.attrs:
+        return
+    first = 1 if local.op.name == "nn.attention_backward" else 0
+    queries, keys = local.rule.operands[first], local.rule.operands[first + 1]
+    assert queries is not None and keys is not None
+    dims = [*zip(queries[:-1], local.input_shape(first)[:-1], strict=True), (keys[-2], local.input_shape(first + 1)[-2])]
+    local.attrs["index"] = _index(local, dims)
 
 
 def _reshape(local: Local) -> None:
@@ -187,4 +233,6 @@ _CHANGES: dict[str, Callable[[Local], None]] = {
     "aten.upsample_bilinear2d_backward": _size("input_size"),
     "nn.embedding_backward": _rows,
     "nn.pick_backward": _classes,
+    **dict.fromkeys(("nn.bernoulli", "nn.uniform", "nn.normal"), _draw),
+    **dict.fromkeys(("nn.attention", "nn.attention_backward"), _attention),
 }

@@ -7,9 +7,10 @@
       %h2 = plan.call @block(%h1, %cos, %sin, %layers.1.wq.weight, ...) {layer = "layers.1"}
       %loss = plan.call @head(%h2, %targets, ...) {layer = "head"}
 
-What depends on the batch and on constants only moves to @prelude.  Two layers are the same func when their ops, their
-params (role, name below the layer, grad) and their results agree; `grad` on a func lists the results that get a
-tangent.  layer_segments.py says where a layer ends.
+What depends on the batch and on constants only moves to @prelude, and so do the keys of random ops, which differ from
+layer to layer; what is drawn stays, so that a layer draws its own part only.  Two layers are the same func when their
+ops, their params (role, name below the layer, grad) and their results agree; `grad` on a func lists the results that
+get a tangent.  layer_segments.py says where a layer ends.
 """
 
 from __future__ import annotations
@@ -94,18 +95,21 @@ def _split_prelude(main: Func) -> tuple[list[Op], list[Op], dict[Value, Op]]:
     }
     early: list[Op] = []
     late: list[Op] = []
+    keys: list[Op] = []
     free: dict[Value, Op] = {}
     returned = set(main.returns)
     for op in main.ops:
         operands = [v for v in op.flat_operands() if v is not None]
-        if not operands and not any(r in returned for r in op.results):
+        if op.name == "nn.random_key":
+            keys.append(op)  # its result is not static: what reads it is late
+        elif not operands and not any(r in returned for r in op.results):
             free.update((r, op) for r in op.results)
         elif all(v in static or v in free for v in operands) and not any(r in returned for r in op.results):
             early.append(op)
             static.update(op.results)
         else:
             late.append(op)
-    return early, late, free
+    return early + keys, late, free
 
 
 def _prelude(

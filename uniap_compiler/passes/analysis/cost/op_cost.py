@@ -34,7 +34,9 @@ ELEMENTARY = frozenset(
         "gelu_backward silu_backward tanh_backward sigmoid_backward softplus_backward _softmax _log_softmax "
         "_softmax_backward_data _log_softmax_backward_data logsumexp mish mish_backward"
     ).split()
-) | {"nn.sum_exp", "nn.cross_entropy", "nn.cross_entropy_backward"}
+) | {
+    "nn.sum_exp", "nn.cross_entropy", "nn.cross_entropy_backward", "nn.bernoulli", "nn.uniform", "nn.normal"
+}
 """Pointwise ops that evaluate an elementary function for each element."""
 
 #: Operations of one elementary function.  A vectorised exp on a CPU core makes 1.2e9 elements per second where a matrix
@@ -127,7 +129,7 @@ def uses_flash(op: Op, kind: str) -> bool:
     none at all and half precision on a GPU.  Otherwise it makes the scores."""
     q, k, v, mask = op.flat_operands()[:4] if op.name == "nn.attention" else op.flat_operands()[1:5]
     assert q is not None and k is not None and v is not None
-    if q.type.shape[-1] != v.type.shape[-1] or op.attrs.get("mask_grad"):
+    if q.type.shape[-1] != v.type.shape[-1] or op.attrs.get("mask_grad") or "dropout_p" in op.attrs:
         return False
     if op.attrs.get("causal") and q.type.shape[-2] != k.type.shape[-2]:
         return False

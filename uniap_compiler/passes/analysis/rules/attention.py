@@ -1,7 +1,8 @@
 """Attention on [.., heads, sequence, head size], with grouped queries: query head h*G + g reads key/value head h.
 
 Batch dims, heads and groups may be split; the query sequence only without `causal` (a slice of it would need the
-position of its first row); the key sequence (forward) and the head sizes stay whole.
+position of its first row); the key sequence (forward) and the head sizes stay whole.  The last operand is the key of
+dropout, where there is one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def _mask(op: Op, position: int) -> str:
 
 @rule("nn.attention")
 def attention(op: Op) -> Rule:
-    operands = f"b* (h g) s d, b* h t d, b* h t e, {_mask(op, 3)}"
+    operands = f"b* (h g) s d, b* h t d, b* h t e, {_mask(op, 3)}, "
     keep = "keep t d e s" if _causal(op) else "keep t d e"
     return spell(op, f"{operands} -> b* (h g) s e, b* (h g) s | {keep}", **_sizes(op, 0, 1))
 
@@ -49,7 +50,7 @@ def attention_backward(op: Op) -> Rule:
     results = "b* (h g) s d, b* h t d, b* h t e" + (f", {mask}" if len(op.results) > 3 else "")
     return spell(
         op,
-        f"b* (h g) s e, b* (h g) s d, b* h t d, b* h t e, {mask}, b* (h g) s e, b* (h g) s -> {results}"
+        f"b* (h g) s e, b* (h g) s d, b* h t d, b* h t e, {mask}, b* (h g) s e, b* (h g) s,  -> {results}"
         f" | sum b* h g s t | {keep} | linear 0",
         **_sizes(op, 1, 2),
     )
