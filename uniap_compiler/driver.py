@@ -16,31 +16,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .capture import TrainingTask, capture
 from .capture.capture import DTYPE_NAMES
+from .capture.initialise import Initial, initial_values
 from .cluster.description import Cluster, ClusterError
 from .cluster.files import load_cluster
 from .codegen.bundle import check_output, write_bundle
+from .codegen.initial import WEIGHTS_FILE, load_weights, save_weights
 from .ir import LEVELS, Atom, ConstantStore, Diagnostic, Module, parse_module, print_module
 from .ir.constants import FILE_NAME as CONSTANTS_FILE
 from .passes.instruments import Dump, Instrument, PassRecord
 from .passes.manager import Pass, Session, required_levels, run_passes
 from .passes.pipelines import parse_pipeline
 from .passes.solve.cluster_op import record_cluster
-from .runtime.errors import BundleError
-from .runtime.weights import SafetensorsFile, save
 from .zoo import find_task
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PIPELINE = "compile"
 """The named pipeline from `captured` to `local`."""
-WEIGHTS_FILE = "weights.safetensors"
 
 Progress = Callable[[str], None]
 PathLike = str | Path
@@ -92,12 +87,14 @@ class _Clock(Instrument):
 def compile(
     task: TrainingTask | str, cluster: Cluster | PathLike, global_batch: int, *, out: PathLike = "build",
     force: str | None = None, schedule: str | None = None, dtype: str | None = None, dump: PathLike | None = None,
-    write_lp: PathLike | None = None, progress: Progress = lambda text: None, instruments: Sequence[Instrument] = (),
+    write_lp: PathLike | None = None, weights: PathLike | None = None, progress: Progress = lambda text: None,
+    instruments: Sequence[Instrument] = (),
 ) -> Compiled:
     """Find the fastest plan for the task on the cluster and write the bundle.  Raises Diagnostic for a user's mistake.
 
     task: a TrainingTask or a SPEC.  cluster: a Cluster, a preset's name or a TOML file.  force: as on the command line.
     dump: a folder for the module after every pass.  write_lp: a folder for the MIQPs.
+    weights: a safetensors checkpoint to start from, instead of the task's.
     """
     clock = _Clock(progress, [])
     out = Path(out)
@@ -112,10 +109,15 @@ def compile(
         constants = ConstantStore()
         module = capture(loaded, spec=spec, dtype=dtype, constants=constants)
     record_cluster(module, found)
+    values = weights_of(loaded)
     module.attrs["global_batch"] = global_batch
     module.attrs["spec_sha256"] = _source_sha256(loaded) if spec else ""
+    if checkpoint := checkpoint_of(loaded, weights):
+        module.attrs["checkpoint"] = checkpoint
+    if unused := sorted(set(values) - _names(module)):
+        module.attrs["unused"] = unused
     session = Session(
-        cluster=found, global_batch=global_batch, constants=constants, weights=weights_of(loaded), task=loaded,
+        cluster=found, global_batch=global_batch, constants=constants, weights=values, task=loaded,
         source_root=loaded.source.resolve().parent if loaded.source is not None else None,
     )
     _set_options(module, session, force, schedule, write_lp)
@@ -192,14 +194,33 @@ def dtype_name(name: str) -> str:
     return short
 
 
-def weights_of(task: TrainingTask) -> dict[str, Tensor]:
+def weights_of(task: TrainingTask) -> dict[str, Initial]:
     """Initial values by every name that the model has for them, and of a loss that is a module by `loss.NAME`."""
-    found: dict[str, Tensor] = {}
+    found: dict[str, Initial] = {}
     for prefix, module in (("loss.", task.loss), ("", task.model)):
         if isinstance(module, torch.nn.Module):
-            named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-            found.update({prefix + name: value.detach() for name, value in named})
+            found.update({prefix + name: value for name, value in initial_values(module).items()})
     return found
+
+
+def _names(module: Module) -> set[str]:
+    """Every name of the parameters and buffers that the programme has."""
+    found: set[str] = set()
+    for param in module.funcs["main"].params:
+        if param.attrs["role"] in ("param", "buffer"):
+            aliases = param.attrs.get("aliases")
+            found |= {str(param.attrs["path"]), *(map(str, aliases) if isinstance(aliases, list) else ())}
+    return found
+
+
+def checkpoint_of(task: TrainingTask, weights: PathLike | None) -> str:
+    """The checkpoint to start from, as an absolute path; "" without one.  A task's is relative to its file."""
+    if weights is not None:
+        return str(Path(weights).resolve())
+    if task.weights is None:
+        return ""
+    beside = task.source.resolve().parent if task.source is not None else Path()
+    return str((beside / task.weights).resolve())
 
 
 def read_module(path: Path) -> Module:
@@ -262,17 +283,7 @@ def _session_beside(module: Module, path: Path, constants: str, weights: str) ->
     session.global_batch = batch if isinstance(batch, int) else None
     if module.find("plan.constant") is not None:
         session.constants = ConstantStore.load(path.parent / constants)
-    place = path.parent / weights
-    if not place.is_file():
-        raise Diagnostic(
-            f"the weights are missing: there is no {weights} beside {path}",
-            help="`uniap compile SPEC ... --dump DIR` writes it beside the dumps; keep the files together",
-        )
-    try:
-        file = SafetensorsFile(place)
-        session.weights = {name: file.tensor(name) for name in file.header}
-    except BundleError as error:
-        raise Diagnostic(str(error)) from None
+    session.weights = load_weights(module, path, weights)
     return session
 
 
@@ -303,7 +314,7 @@ def _finish(
         first = "capture" if module.attrs["level"] == "captured" and "after" not in module.attrs else "input"
         watching.append(Dump(Path(dump), first))
         Path(dump).mkdir(parents=True, exist_ok=True)
-        save(Path(dump) / WEIGHTS_FILE, _distinct(session.weights or {}))
+        save_weights(Path(dump) / WEIGHTS_FILE, session.weights or {})
     # Without dumps a reproducer is left for a bug of ours only, beside the bundle's folder, which must stay as it is.
     folder = Path(dump) if dump is not None else out.with_name(f"{out.name}.failed")
     run_passes(
@@ -313,6 +324,3 @@ def _finish(
         write_bundle(module, session, out, plan=clock.plan)
     return Compiled(out, module, clock.plan or print_module(module), clock.seconds)
 
-
-def _distinct(weights: Any) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(value).detach() for name, value in weights.items()}

@@ -16,7 +16,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from .capture import TrainingTask
 from .capture.batch import leaves, rows
 from .capture.capture import converted
 from .capture.export import Step
+from .capture.fake import with_memory, without_data
 from .capture.precision import promoted
 from .capture.random_ops import EagerDraws, without_checkpointing
 from .ir import Diagnostic
 from .runtime.bundle import Bundle
 from .runtime.errors import BundleError
+from .runtime.initial import InitialValues
 from .runtime.random import Randomness
-from .runtime.weights import SafetensorsFile
 from .zoo import find_task
 
 STEPS = 3
@@ -159,10 +160,12 @@ def check_fresh(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 def _initial(bundle: Bundle) -> Tensors:
+    """Every parameter and buffer whole, from wherever the ranks take their slices."""
+    values = InitialValues(bundle.root, bundle.manifest)
     found: Tensors = {}
-    for name in bundle.manifest["weights"]["files"]:
-        file = SafetensorsFile(bundle.root / name)
-        found.update({key: file.tensor(key).clone() for key in file.header})
+    for name, entry in [*bundle.manifest["parameters"].items(), *bundle.manifest["buffers"].items()]:
+        whole = {"dtype": entry["dtype"], "slices": [[[size, 0, size]] for size in entry["shape"]]}
+        found[name] = values.read(name, whole, torch.device("cpu"))
     return found
 
 
@@ -209,6 +212,11 @@ def run_reference(
     dtype = getattr(torch, manifest["dtype"])
     own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
     other = dtype if dtype != own else None
+    task = replace(task, **{
+        part: with_memory(module)
+        for part, module in (("model", task.model), ("loss", task.loss))
+        if isinstance(module, torch.nn.Module) and without_data(module)
+    })
     task = converted(task, dtype) if other is not None else _copied(task)
     step = Step(task)
     _load(step, initial)
@@ -245,7 +253,7 @@ def _check_draws(sites: int, manifest: Mapping[str, Any]) -> None:
 
 def _copied(task: TrainingTask) -> TrainingTask:
     loss = copy.deepcopy(task.loss) if isinstance(task.loss, torch.nn.Module) else task.loss
-    return TrainingTask(copy.deepcopy(task.model), task.batch, loss, task.targets, task.optimizer, task.source)
+    return replace(task, model=copy.deepcopy(task.model), loss=loss)
 
 
 def _plain(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:

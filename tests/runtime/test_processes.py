@@ -273,7 +273,7 @@ def backward(comm, args):
         "fingerprint": "f", "world_size": 1, "micro_batches": 1, "global_batch": 2,
         "files": {}, "loss": {"dtype": "float32"}, "inputs": [{"path": "batch", "shape": [2, 8], "dtype": "int64"}],
         "optimizer": {"kind": "sgd", "defaults": {"lr": 1.0}},
-        "weights": {"files": [], "constants": []},
+        "weights": {"files": [], "constants": []}, "parameters": {"w": {"shape": [256, 1]}}, "buffers": {},
     }  # fmt: skip
     (root / "manifest.json").write_text(json.dumps(manifest))
     (tmp_path / "text").write_bytes(b"A" * 100)

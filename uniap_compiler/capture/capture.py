@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,28 +160,23 @@ def converted(task: TrainingTask, dtype: torch.dtype) -> TrainingTask:
         return t.to(dtype) if t.is_floating_point() else t
 
     loss: Any = copy.deepcopy(task.loss).to(dtype) if isinstance(task.loss, torch.nn.Module) else task.loss
-    return TrainingTask(
-        copy.deepcopy(task.model).to(dtype),
-        rebuild(task.batch, convert),
-        loss,
-        rebuild(task.targets, convert),
-        task.optimizer,
-        task.source,
+    return replace(
+        task,
+        model=copy.deepcopy(task.model).to(dtype),
+        batch=rebuild(task.batch, convert),
+        loss=loss,
+        targets=rebuild(task.targets, convert),
     )
 
 
 def optimizer_struct(optimizer: Optimizer | str) -> Struct:
     """`#optimizer<kind = "adamw", betas = [0.9, 0.999], eps = 1e-08, weight_decay = 0.01, no_decay = ["*.bias"]>`."""
     o = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
-    if o.kind == "sgd":
-        return struct(
-            "optimizer", kind="sgd", momentum=o.momentum, weight_decay=o.weight_decay, no_decay=list(o.no_decay)
-        )
-    return struct(
-        "optimizer",
-        kind="adamw",
-        betas=list(o.betas),
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        no_decay=list(o.no_decay),
-    )
+    fields: dict[str, Any] = {"kind": o.kind}
+    fields |= {"momentum": o.momentum} if o.kind == "sgd" else {"betas": list(o.betas), "eps": o.eps}
+    fields |= {"weight_decay": o.weight_decay, "no_decay": list(o.no_decay)}
+    if not o.master_weights:
+        fields["master_weights"] = False
+    if o.reduce_dtype is not None:
+        fields["reduce_dtype"] = DTYPE_NAMES[o.reduce_dtype]
+    return struct("optimizer", **fields)

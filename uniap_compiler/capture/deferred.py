@@ -93,7 +93,7 @@ class _Storage:
 
 
 class Recorder:
-    """Context manager.  redirect: what code makes on the CPU without data (torch.empty, torch.randn) goes to meta, too."""
+    """Context manager.  redirect: what code makes on the CPU without data (torch.empty, torch.randn) goes to meta."""
 
     def __init__(self, redirect: bool = False) -> None:
         self.redirect = redirect
@@ -337,9 +337,9 @@ def _recording(recorder: Recorder) -> Iterator[None]:
     try:
         with _Pretend(), _Dispatch(recorder):
             yield
-    except TooLarge:
+    except (TooLarge, Unknown):
         raise Diagnostic(
-            "the model's initialiser looks into a large tensor that has no data on the meta device",
+            "the model's initialiser looks into a tensor that has no data on the meta device",
             help="take its weights from a checkpoint (weights=PATH), or build the model with real tensors",
         ) from None
     finally:

@@ -9,6 +9,7 @@ Capturing real meta tensors would silently drop parts of the programme; fake CPU
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from uniap_compiler.ir import Diagnostic
 
 from .task import TrainingTask
 
@@ -31,21 +34,37 @@ def without_data(model: nn.Module) -> bool:
 
 
 def faked(task: TrainingTask) -> tuple[TrainingTask, AbstractContextManager[Any]]:
-    """The task itself; or, for a model on the meta device, a copy with fake tensors and the mode to capture it in."""
+    """The task itself; or, for a model on the meta device, a copy with fake tensors and the mode to capture it in.
+
+    Tensors that are real stay so: tables in buffers are constants of the programme.
+    """
     if not any(t.is_meta for t in chain(task.model.parameters(), task.model.buffers())):
         return task, nullcontext()
     model = copy.deepcopy(task.model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    made: dict[int, Tensor] = {}  # a tied tensor stays one tensor
     with mode:
-        for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, t in tensors.items():
-                    if t is not None:
-                        tensors[name] = made.setdefault(id(t), _like(t))  # type: ignore[assignment]
+        _replace_meta(model, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
     return replace(task, model=model), mode
 
 
-def _like(t: Tensor) -> Tensor:
-    empty = torch.empty(t.shape, dtype=t.dtype, device="cpu")
-    return nn.Parameter(empty, t.requires_grad) if isinstance(t, nn.Parameter) else empty
+def with_memory(model: nn.Module) -> nn.Module:
+    """A copy with zeros in memory for parameters on the meta device.  Raises Diagnostic for a buffer without values."""
+    for name, t in model.named_buffers():
+        if t.is_meta:
+            raise Diagnostic(f"the buffer {name} has no values", help="build the model with uniap_compiler.on_meta")
+    model = copy.deepcopy(model)
+    _replace_meta(model, lambda t: torch.zeros(t.shape, dtype=t.dtype, device="cpu"))
+    return model
+
+
+def _replace_meta(model: nn.Module, make: Callable[[Tensor], Tensor]) -> None:
+    made: dict[int, Tensor] = {}  # a tied tensor stays one tensor
+    for module in model.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, t in tensors.items():
+                if t is None or not t.is_meta:
+                    continue
+                if id(t) not in made:
+                    value = make(t)
+                    made[id(t)] = nn.Parameter(value, t.requires_grad) if isinstance(t, nn.Parameter) else value
+                tensors[name] = made[id(t)]  # type: ignore[assignment]

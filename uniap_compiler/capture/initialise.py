@@ -1,6 +1,6 @@
 """Models without memory for their weights, and what would have been in it.
 
-    model = on_meta(lambda: Llama(config))      # or: with torch.device("meta"): model = Llama(config), in a task's factory
+    model = on_meta(lambda: Llama(config))      # in a task's factory also: with torch.device("meta"): ...
     initial_values(model)["wq.weight"]          # Recipe: [["normal", 0.0, 0.02, {"draw": 3}]]
 
 What the model's code does to a parameter is recorded (deferred.py).  Where that is a chain of fills, draws and
@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from uniap_compiler.ir import Diagnostic
@@ -59,7 +58,7 @@ def initial_values(model: nn.Module) -> Mapping[str, Initial]:
     recorded = _INITIAL.get(model, {})
     found: dict[str, Initial] = {}
     for name, t in tensors_of(model):
-        found[name] = recorded.get(name, NOT_RECORDED) if t.is_meta else t.detach()
+        found[name] = recorded.get(name, NOT_RECORDED) if _on_meta(t) else t.detach()
     return found
 
 
@@ -77,14 +76,14 @@ def settle(model: nn.Module, recorder: Recorder) -> None:
     inherited = {f"{path}.{name}": value for path, values in of_part for name, value in values.items()}
     made: dict[int, Initial] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
-        if p.is_meta and id(p) not in made:
+        if _on_meta(p) and id(p) not in made:
             made[id(p)] = inherited.get(name) or _initial(recorder, p)
-        if p.is_meta:
+        if _on_meta(p):
             parts[name] = made[id(p)]
     real: dict[int, Tensor | None] = {}
     for path, module in model.named_modules():
         for name, buffer in module._buffers.items():
-            if buffer is None or not buffer.is_meta:
+            if buffer is None or not _on_meta(buffer):
                 continue
             if id(buffer) not in real:
                 real[id(buffer)] = _computed(recorder, buffer)
@@ -92,6 +91,10 @@ def settle(model: nn.Module, recorder: Recorder) -> None:
                 module._buffers[name] = value
             else:
                 parts[f"{path}.{name}".lstrip(".")] = NoValue("it is a buffer too large to be computed by the compiler")
+
+
+def _on_meta(tensor: Tensor) -> bool:
+    return tensor.device.type == "meta"  # while a recorder looks on, `is_meta` says no
 
 
 def _computed(recorder: Recorder, tensor: Tensor) -> Tensor | None:

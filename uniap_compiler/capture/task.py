@@ -22,12 +22,21 @@ import torch
 
 from uniap_compiler.ir import Diagnostic, Loc
 
+from .deferred import Recorder
+from .initialise import settle
+
+
+REDUCE_DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True)
 class Optimizer:
     """The kind decides the memory of a parameter's state.  Learning rate and clipping are given at run time.
 
     no_decay: parameters whose name matches one of these patterns (`*.bias`) get no weight decay.
+    master_weights: parameters in bfloat16 or float16 are updated in float32: gradients are added up in float32, and the
+    optimizer keeps a float32 copy of such a parameter beside its states.  reduce_dtype: "float32", "bfloat16" or
+    "float16", in which gradients travel between devices; None: as they are added up.
     """
 
     kind: str = "adamw"
@@ -36,8 +45,14 @@ class Optimizer:
     weight_decay: float = 0.01
     momentum: float = 0.0
     no_decay: tuple[str, ...] = ()
+    master_weights: bool = True
+    reduce_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        if self.reduce_dtype not in (None, *REDUCE_DTYPES):
+            raise Diagnostic(
+                f"gradients cannot be reduced in {self.reduce_dtype!r}", help=f"use {' or '.join(REDUCE_DTYPES)}"
+            )
         if self.kind not in ("adamw", "sgd"):
             raise Diagnostic(f"the optimizer {self.kind!r} is not known", help='use "adamw" or "sgd"')
 
@@ -58,6 +73,8 @@ class TrainingTask:
     optimizer: Optimizer | str = field(default_factory=Optimizer)
     source: Path | None = None
     """The file that names and lines are relative to; `load_task` sets it."""
+    weights: str | Path | None = None
+    """A safetensors checkpoint to start from: a file, or a folder or index as Hugging Face writes them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, str):
@@ -91,7 +108,8 @@ def load_task(spec: str) -> TrainingTask:
         raise Diagnostic(f"{spec} is {_describe(factory)}, not a function that returns a TrainingTask")
     source = Path(module.__file__) if getattr(module, "__file__", None) else None
     try:
-        task = factory()
+        with Recorder() as recorder:
+            task = factory()
     except Diagnostic:
         raise
     except Exception as error:
@@ -101,6 +119,9 @@ def load_task(spec: str) -> TrainingTask:
             f"{spec} returned {_describe(task)}, not a TrainingTask",
             help="return uniap_compiler.TrainingTask(model, batch, loss=..., targets=...)",
         )
+    for module in (task.model, task.loss):
+        if isinstance(module, torch.nn.Module):
+            settle(module, recorder)
     task.source = task.source or source
     return task
 

@@ -52,6 +52,9 @@ def compile_command(
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Of the micro-batches over the stages.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Compute in this precision instead of the model's own.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="A safetensors checkpoint that training starts from.")
+    ] = None,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the module after every pass.")] = None,
     write_lp: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the problem and solved MIQPs.")] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print the seconds of every pass.")] = False,
@@ -76,14 +79,16 @@ def compile_command(
         raise typer.BadParameter(f"{sources[0]} has its global batch already")
     if plan is not None and (unused := _given(cluster=cluster, force=force, schedule=schedule, write_lp=write_lp)):
         raise typer.BadParameter(f"--plan keeps the plan, so {unused} has no effect")
-    if spec is None and (unused := _given(task=task, seq=seq)):
+    if spec is None and (unused := _given(task=task, seq=seq, weights=weights)):
         raise typer.BadParameter(f"{sources[0]} has its task already, so {unused} has no effect")
     if spec is not None:
         spec = with_options(spec, task=task, seq=seq)
     if from_ is not None and dtype is not None:
         raise typer.BadParameter("--from goes on in the dtype of the dump; --plan takes --dtype")
 
-    compiled = _compile(spec, cluster, global_batch, out, force, schedule, dtype, dump, write_lp, from_, plan, as_json)
+    compiled = _compile(
+        spec, cluster, global_batch, out, force, schedule, dtype, weights, dump, write_lp, from_, plan, as_json
+    )
     if as_json:
         print(json.dumps(summary(compiled)))
         return
@@ -102,8 +107,8 @@ def _given(**options: object) -> str | None:
 
 def _compile(
     spec: str | None, cluster: str | None, global_batch: int | None, out: Path, force: str | None,
-    schedule: Schedule | None, dtype: Dtype | None, dump: Path | None, write_lp: Path | None, from_: Path | None,
-    plan: Path | None, quiet: bool,
+    schedule: Schedule | None, dtype: Dtype | None, weights: Path | None, dump: Path | None,
+    write_lp: Path | None, from_: Path | None, plan: Path | None, quiet: bool,
 ) -> Compiled:
     console = Console(stderr=True, emoji=False)
     chosen = schedule.value if schedule is not None else None
@@ -126,7 +131,7 @@ def _compile(
         assert spec is not None and cluster is not None and global_batch is not None
         return driver.compile(
             spec, cluster, global_batch, out=out, force=force, schedule=chosen, dtype=precision, dump=dump,
-            write_lp=write_lp, progress=progress,
+            write_lp=write_lp, weights=weights, progress=progress,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ import torch
 import uniap_compiler
 
 from ..ir import Diagnostic, Module, print_module
-from ..runtime import weights as weights_file
+from .initial import RECIPE_FILE, described, missing_weights, save_initial
 from .manifest import FORMAT, build_manifest, settings_of, sha256_file, sha256_text, to_json
-from .rank import World, torch_name, write_rank
+from .rank import World, write_rank
 from .readme import write_readme
 from .stage import write_stage
 
@@ -106,26 +106,27 @@ def _fill(module: Module, session: Session, world: World, root: Path, plan: str)
         _write(root / f"stages/stage_{stage}.py", write_stage(module, stage, world.stages, axes))
     _copy_runtime(root)
     _write(root / "plan.mlir", plan)
-    _save_weights(module, session, root / "weights")
+    weights = save_initial(module, session, root / "weights")
     hashes = hash_files(root)
     versions = {"uniap": compiler_version(), "torch": torch.__version__}
     spec_sha256 = str(module.attrs.get("spec_sha256") or "")
 
-    def manifest(fingerprint: str, files: Mapping[str, str]) -> dict[str, Any]:
+    def manifest(fingerprint: str, files: Mapping[str, str], weights: Mapping[str, Any]) -> dict[str, Any]:
         return build_manifest(
             module, world, fingerprint=fingerprint, files=files, versions=versions, spec_sha256=spec_sha256,
-            constants=len(session.constants) > 0,
+            weights=weights,
         )
 
-    # The rank files carry the fingerprint, so it is taken over their text without it.
+    # The rank files carry the fingerprint, so it is taken over their text without it; and not over initial values.
     ranks = range(world.size)
-    programme = {path: digest for path, digest in hashes.items() if path != "weights/initial.safetensors"}
+    initial = {"weights/initial.safetensors", f"weights/{RECIPE_FILE}"}
+    programme = {path: digest for path, digest in hashes.items() if path not in initial}
     programme |= {f"ranks/{rank_name(r, world)}": sha256_text(write_rank(module, world, r, "")) for r in ranks}
-    fingerprint = sha256_text(to_json(manifest("", programme)))
+    fingerprint = sha256_text(to_json(manifest("", programme, described(module, len(session.constants) > 0))))
     for rank in ranks:
         _write(root / "ranks" / rank_name(rank, world), write_rank(module, world, rank, fingerprint))
-    _write(root / "README.md", write_readme(manifest(fingerprint, {})))
-    _write(root / "manifest.json", to_json(manifest(fingerprint, hash_files(root))))
+    _write(root / "README.md", write_readme(manifest(fingerprint, {}, weights)))
+    _write(root / "manifest.json", to_json(manifest(fingerprint, hash_files(root), weights)))
 
 
 def rank_name(rank: int, world: World) -> str:
@@ -147,32 +148,6 @@ def _copy_runtime(root: Path) -> None:
     for path in sorted(_RUNTIME.glob("*.py")):
         target = root / "train.py" if path.name == "train.py" else root / "runtime" / path.name
         shutil.copyfile(path, target)
-
-
-def _save_weights(module: Module, session: Session, folder: Path) -> None:
-    """Full tensors under their own names, in the dtypes of the compilation; every rank reads its slices."""
-    wanted = [op for op in module.ops if op.name == "plan.parameter" and op.attrs.get("home", True)]
-    wanted += [op for op in module.ops if op.name == "plan.buffer"]
-    given = session.weights or {}
-    missing = [str(op.symbol) for op in wanted if op.symbol not in given]
-    if missing:
-        raise missing_weights(missing)
-    tensors = {}
-    for op in wanted:
-        value = torch.as_tensor(given[str(op.symbol)])
-        tensors[str(op.symbol)] = value.detach().to(getattr(torch, torch_name(op.attrs["dtype"])))
-    weights_file.save(folder / "initial.safetensors", tensors)
-    if len(session.constants):
-        session.constants.save(folder / "constants.safetensors")
-
-
-def missing_weights(names: Iterable[str]) -> Diagnostic:
-    names = list(names)
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return Diagnostic(
-        f"there are no initial weights for {shown}",
-        help="a dump is continued with weights.safetensors beside it; `uniap compile SPEC --dump DIR` writes that file",
-    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir import Attr, Layout, Module, Struct
+from ..passes.analysis.precision import LOW, Precision
 from .rank import World, layout_of, shape_of, torch_name
 
 FORMAT = "uniap-bundle/1"
@@ -28,7 +29,7 @@ _OPTIMIZERS: dict[str, dict[str, object]] = {
 
 def build_manifest(
     module: Module, world: World, *, fingerprint: str, files: Mapping[str, str], versions: Mapping[str, str],
-    spec_sha256: str, constants: bool,
+    spec_sha256: str, weights: Mapping[str, Any],
 ) -> dict[str, Any]:
     setting = settings_of(module)
     return {
@@ -58,10 +59,7 @@ def build_manifest(
             for o in module.ops
             if o.name == "plan.buffer"
         },
-        "weights": {
-            "files": ["weights/initial.safetensors"],
-            "constants": ["weights/constants.safetensors"] if constants else [],
-        },
+        "weights": dict(weights),
         "files": {path: files[path] for path in sorted(files)},
     }
 
@@ -93,11 +91,20 @@ def _optimizer(module: Module) -> dict[str, Any]:
     groups = fields.pop("groups", None) or []
     own = fields.pop("defaults", {})
     patterns = fields.pop("no_decay", None) or []
+    precision = Precision.of(module)
+    own_precision: dict[str, Any] = {}
+    if any(str(op.attrs["dtype"]) in LOW for op in module.ops if op.name == "plan.parameter"):
+        own_precision["master_weights"] = precision.master_weights
+    if precision.reduce is not None:
+        own_precision["reduce_dtype"] = torch_name(precision.reduce)
+    for key in ("master_weights", "reduce_dtype"):
+        fields.pop(key, None)
     names = [str(op.symbol) for op in module.ops if op.name == "plan.parameter" and op.attrs.get("home", True)]
     spared = [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
     if spared:
         groups = [*groups, {"parameters": spared, "weight_decay": 0.0}]
-    return {"kind": kind, "defaults": {**_OPTIMIZERS.get(kind, {}), **own, **fields}, "groups": groups}
+    defaults = {**_OPTIMIZERS.get(kind, {}), **own, **fields}
+    return {"kind": kind, "defaults": defaults, "groups": groups, **own_precision}
 
 
 def _loss_dtype(module: Module) -> str:

@@ -2,18 +2,20 @@
 
     weights/recipe.json
     {"format": "uniap-recipe/1", "seed": 0, "tensors": {
-      "embed.weight": {"shape": [512, 64], "steps": [["normal", 0.0, 0.02, {"draw": 3}], ["fill", 0.0, {"in": [[0, 1], [0, 64]]}]]}}}
+      "embed.weight": {"shape": [512, 64], "steps": [["normal", 0.0, 0.02, {"draw": 3}],
+                                                     ["fill", 0.0, {"in": [[0, 1], [0, 64]]}]]}}}
 
 Steps, applied in turn to the whole tensor or to the box `in` (per dim [start, stop] or [start, stop, step]):
 
-    fill c    uniform low high    normal mean std    trunc_normal mean std low high    add c    mul c    div c    clamp low high
+    fill c    uniform low high    normal mean std    trunc_normal mean std low high
+    add c     mul c    div c    clamp low high       (null: no bound)
 
-Element i (its place in the full tensor, row-major) of draw n is a function of (seed, n, i) alone, so every rank computes
-its own slice, under any plan and on any device, and all of them see parts of one tensor.  Bits are those of SplitMix64
-(Steele, Lea, Flood 2014) at position i of a sequence that (seed, n) chooses; normals are the inverse of the cumulative
-distribution (Wichura 1988, algorithm AS 241, 1e-16 relative).  Only integer operations and single float64 additions,
-multiplications, divisions and square roots are used: these are exact or correctly rounded everywhere, which a library's
-logarithm or cosine is not.  The last step's result is rounded to the tensor's dtype.
+Element i (its place in the full tensor, row-major) of draw n is a function of (seed, n, i) alone, so every rank
+computes its own slice, under any plan and on any device, and all of them hold parts of one tensor.  Bits are those of
+SplitMix64 (Steele, Lea, Flood 2014) at position i of a sequence that (seed, n) chooses; normals are the inverse of the
+cumulative distribution (Wichura 1988, algorithm AS 241, 1e-16 relative).  Only integer operations and single float64
+additions, multiplications, divisions and square roots are used: these are exact or correctly rounded everywhere, which
+a library's logarithm or cosine is not.  The last step's result is rounded to the tensor's dtype.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Recipes:
         for name, recipe in self.recipes.items():
             for step in recipe.steps:
                 if not _legal(step):
-                    raise BundleError(f"{path}: the recipe of {name} has a step {step!r}, which is none", everywhere=True)
+                    raise BundleError(f"{path}: the recipe of {name} has a wrong step: {step!r}", everywhere=True)
 
     def __contains__(self, name: str) -> bool:
         return name in self.recipes

@@ -59,8 +59,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="one JSON line per step (default: metrics.jsonl beside the checkpoints or here)",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="a safetensors file of parameters instead of the bundle's"
-    )
+        "--weights", type=Path, metavar="PATH",
+        help="start from a safetensors checkpoint: a file, or a folder or index as Hugging Face writes them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--partial-weights", action="store_true",
+        help="take from --weights what fits; what it lacks starts as without it",
+    )  # fmt: skip
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="of every communication (600)")
     parser.add_argument(
         "--log-every", type=int, default=1, metavar="N", help="steps between progress lines (1; 0: none)"
@@ -123,7 +128,8 @@ def _train(root: Path, package: str, options: argparse.Namespace) -> None:
     stream = data.load(options.data, bundle.manifest, options.seed, int(about["position"]))
     comm = _join(bundle, module, device, timedelta(seconds=options.timeout))
     training = Training(
-        bundle, module, comm, Optimizer(bundle.manifest["optimizer"], options.lr), options.clip, options.weights
+        bundle, module, comm, Optimizer(bundle.manifest["optimizer"], options.lr), options.clip, options.weights,
+        options.partial_weights,
     )
     training.randomness = Randomness(options.seed, options.random)
     done = checkpoint.resume(resume, bundle, training)[0] if resume else 0

@@ -16,6 +16,7 @@ import torch
 
 from .bundle import Bundle
 from .comm import Communicator
+from .initial import InitialValues
 from .loop import StageLoop
 from .optimizer import Optimizer, clip_scale, squared_norm
 from .random import Randomness
@@ -35,19 +36,15 @@ def source(name: str, record: Mapping[str, Any]) -> str:
 
 
 def load_tensors(
-    bundle: Bundle, rank: ModuleType, device: torch.device, weights: Path | None = None
+    bundle: Bundle, rank: ModuleType, device: torch.device, weights: Path | None = None, partial: bool = False
 ) -> dict[str, torch.Tensor]:
     """This rank's pieces of parameters, buffers and constants, by role."""
-    files = bundle.manifest["weights"]
-    initial = Weights([weights] if weights is not None else [bundle.root / name for name in files.get("files", ())])
-    constants = Weights(bundle.root / name for name in files.get("constants", ()))
-    shipped = Weights(bundle.root / name for name in files.get("files", ())) if weights is not None else initial
+    initial = InitialValues(bundle.root, bundle.manifest, weights, partial)
+    constants = Weights(bundle.root / name for name in bundle.manifest["weights"].get("constants", ()))
     tensors = {}
-    for name, record in rank.PARAMETERS.items():
-        tensors[f"param:{name}"] = initial.read(source(name, record), record).to(device)
-    for name, record in rank.BUFFERS.items():  # a file of weights alone need not have the buffers
-        found = initial if source(name, record) in initial else shipped
-        tensors[f"buffer:{name}"] = found.read(source(name, record), record).to(device)
+    for kind, records in (("param", rank.PARAMETERS), ("buffer", rank.BUFFERS)):
+        for name, record in records.items():
+            tensors[f"{kind}:{name}"] = initial.read(source(name, record), record, device)
     for name, record in rank.CONSTANTS.items():
         tensors[f"constant:{name}"] = constants.read(source(name, record), record).to(device)
     return tensors
@@ -58,11 +55,11 @@ class Training:
 
     def __init__(
         self, bundle: Bundle, rank: ModuleType, comm: Communicator, optimizer: Optimizer,
-        clip: float | None = None, weights: Path | None = None,
+        clip: float | None = None, weights: Path | None = None, partial: bool = False,
     ) -> None:  # fmt: skip
         manifest = bundle.manifest
         self.rank, self.comm, self.optimizer, self.clip = rank, comm, optimizer, clip
-        self.tensors = load_tensors(bundle, rank, comm.device, weights)
+        self.tensors = load_tensors(bundle, rank, comm.device, weights, partial)
         loss_dtype = getattr(torch, manifest["loss"]["dtype"])
         with torch.no_grad():
             self.loop = StageLoop(rank, comm, self.tensors, int(manifest["micro_batches"]), loss_dtype)

@@ -43,6 +43,8 @@ class SafetensorsFile:
         """A view of the file: copy what is to be kept."""
         entry = self.header[name]
         begin, end = entry["data_offsets"]
+        if entry["dtype"] not in DTYPES:
+            raise BundleError(f"{self.path}: {name} is {entry['dtype']}, which is not supported")
         dtype = DTYPES[entry["dtype"]]
         if begin == end:
             return torch.empty(entry["shape"], dtype=dtype)
@@ -67,6 +69,12 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
+    def names(self) -> list[str]:
+        return list(self._where)
+
+    def shape(self, name: str) -> list[int]:
+        return list(self._where[name].header[name]["shape"])
+
     def read(self, name: str, record: Mapping[str, Any]) -> torch.Tensor:
         if name not in self._where:
             raise BundleError(f"no weights for {name} in {', '.join(str(p) for p in self.paths) or 'this bundle'}")
@@ -77,16 +85,20 @@ class Weights:
         return pieces.read(full, record["slices"]).to(getattr(torch, record["dtype"]))
 
 
-def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a safetensors file, atomically; the same tensors give the same bytes."""
+def save(path: Path, tensors: Mapping[str, torch.Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> None:
+    """Write a safetensors file, atomically; the same tensors give the same bytes.
+
+    dtypes: what to convert to, by name; only one tensor at a time is held in both.
+    """
     header: dict[str, Any] = {}
     offset = 0
+    dtype = {name: (dtypes or {}).get(name, x.dtype) for name, x in tensors.items()}
     # Largest elements first keeps every tensor aligned.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = sorted(tensors, key=lambda name: (-dtype[name].itemsize, name))
     for name in order:
-        x = tensors[name]
-        size = x.numel() * x.element_size()
-        header[name] = {"dtype": _NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [offset, offset + size]}
+        size = tensors[name].numel() * dtype[name].itemsize
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": _NAMES[dtype[name]], "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -94,7 +106,8 @@ def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     with open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            x = tensors[name].detach().cpu().contiguous()
+            x = tensors[name].detach().cpu().to(dtype[name]).contiguous()
             if x.numel():
-                file.write(ctypes.string_at(x.data_ptr(), x.numel() * x.element_size()))
+                size = x.numel() * x.element_size()
+                file.write(memoryview((ctypes.c_char * size).from_address(x.data_ptr())))
     os.replace(temporary, path)
