@@ -14,7 +14,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from . import draws, reference
+from . import draws, experts, reference
 
 _LIBRARY = torch.library.Library("uniap", "DEF")
 
@@ -48,6 +48,7 @@ _SCHEMAS = [
     " -> Tensor",
     "embedding(Tensor weight, Tensor indices, int padding_idx=-1, int offset=0) -> Tensor",
     "embedding_backward(Tensor g, Tensor indices, SymInt num_weights, int padding_idx=-1, int offset=0) -> Tensor",
+    *experts.SCHEMAS,
 ]
 
 
@@ -123,6 +124,7 @@ _SHAPES: dict[str, Any] = {
     "cross_entropy_backward": lambda g, logits, *_, **__: logits.new_empty(logits.shape),
     "embedding": lambda weight, indices, *_, **__: weight.new_empty((*indices.shape, weight.shape[1])),
     "embedding_backward": lambda g, indices, num_weights, *_, **__: g.new_empty((num_weights, g.shape[-1])),
+    **experts.SHAPES,
 }
 
 
@@ -151,6 +153,7 @@ _KERNELS["attention.dropout"] = reference.attention_dropout
 _KERNELS["attention_backward.dropout"] = lambda *a, **k: reference.attention_dropout_backward(*a, **k)[:3]
 _KERNELS["attention_backward.dropout_mask"] = reference.attention_dropout_backward
 _KERNELS.update({name: getattr(draws, name) for name in ("random_key", "bernoulli", "uniform", "normal")})
+_KERNELS.update(experts.KERNELS)
 _KERNELS["sdpa_dropout"] = lambda *a: _only_captured("sdpa_dropout")
 _KERNELS["random_site"] = lambda site: _only_captured("random_site")
 
@@ -243,6 +246,7 @@ _DERIVATIVES: dict[str, tuple[Any, Any]] = {
     "cross_entropy": (_cross_entropy_setup, _cross_entropy_backward),
     "pick": (_pick_setup, _pick_backward),
     "embedding": (_embedding_setup, _embedding_backward),
+    **experts.DERIVATIVES,
 }
 
 

@@ -74,6 +74,8 @@ def find_overload(name: str, overload: str = "") -> OpOverload:
 
 def overload_of(name: str, attrs: Attrs) -> OpOverload:
     """As find_overload; attention with dropout takes a key, and gives a gradient of its mask where one is needed."""
+    if name == "nn.experts_backward":
+        return find_overload(name, "bias" if attrs.get("bias_grad") else "")
     if name not in ("nn.attention", "nn.attention_backward"):
         return find_overload(name)
     words = ["dropout"] if "dropout_p" in attrs else []

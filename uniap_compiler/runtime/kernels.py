@@ -13,12 +13,13 @@ import torch
 
 from .attention import attention, attention_backward
 from .contraction import contract
+from .experts import experts, experts_backward
 from .random import bernoulli, normal, random_key, uniform
 
 __all__ = [
     "REPLACED", "attention", "attention_backward", "bernoulli", "contract", "cross_entropy", "cross_entropy_backward",
-    "embedding", "embedding_backward", "native_group_norm_backward", "native_layer_norm_backward", "normal", "pick",
-    "pick_backward", "random_key", "sum_exp", "uniform",
+    "embedding", "embedding_backward", "experts", "experts_backward", "native_group_norm_backward",
+    "native_layer_norm_backward", "normal", "pick", "pick_backward", "random_key", "sum_exp", "uniform",
 ]  # fmt: skip
 
 aten = torch.ops.aten

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from uniap_compiler.capture import TrainingTask, load_task
+from uniap_compiler.capture import TrainingTask, load_task, on_meta
 from uniap_compiler.ir import Diagnostic
 
 from .models import zoo
@@ -107,6 +107,8 @@ def _task(spec: str, find: Any, text: str) -> TrainingTask:
     if dropout is not None:
         _set_dropout(config, float(dropout))
     config.use_cache = False
+    if hasattr(config, "_experts_implementation"):  # of the ways to run experts, the one that says most: see
+        config._experts_implementation = "batched_mm"  # passes/simplify/fuse_experts.py
     model = _build(config, kind.auto_class, spec)
     return TrainingTask(model, example(config, str(task), seq, image_size))
 
@@ -156,8 +158,7 @@ def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:
     transformers.logging.set_verbosity_error()
     auto = getattr(transformers, auto_class)
     try:
-        with torch.device("meta"):
-            model = auto.from_config(config)
+        model = on_meta(lambda: auto.from_config(config))  # transformers skips initialisation on torch.device("meta")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise Diagnostic(f"{spec}: {auto_class} cannot build the model", notes=[str(error).splitlines()[0]]) from error
     if sum(p.numel() for p in model.parameters()) <= REAL:

@@ -6,6 +6,7 @@
                                                           ->  %v = aten.sum.dim_IntList(%x) {dim = [0]}
     %v = aten.view(%x) of the same shape, x ** 1, ...     ->  %x
     %d = aten.detach(%x) where nothing has a gradient     ->  %x
+    the matrices of chosen experts, gathered              ->  nn.experts (fuse_experts.py)
 
 Runs at any level below `annotated`.
 """
@@ -19,6 +20,7 @@ from uniap_compiler.bridge.identities import VIEWS, same_value
 from uniap_compiler.ir import Func, Module, Op, Value, users
 
 from .dce import remove_dead_ops
+from .fuse_experts import fuse_experts
 
 RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten.reshape"})
 
@@ -68,6 +70,7 @@ def canonicalize(func: Func) -> int:
         kept.append(op)
     func.ops = kept
     func.returns = [current(v) if v is not None else None for v in func.returns]
+    changed += fuse_experts(func)
     remove_dead_ops(func)
     return changed + before - len(func.ops)
 

@@ -47,7 +47,7 @@ def path_of(op: Op) -> Path:
 
 
 def flops(op: Op) -> float:
-    """A rough count at batch 8: contractions, attention and convolutions; everything else by its results."""
+    """A rough count at batch 8: contractions, experts, attention and convolutions; everything else by its results."""
 
     def numel(v: Value | None) -> int:
         return prod(at(d, BATCH) for d in v.type.shape) if v is not None else 0
@@ -62,6 +62,9 @@ def flops(op: Op) -> float:
         return 2.0 * prod(sizes.values())
     if op.name == "nn.attention":
         return 4.0 * numel(values[0]) * at(values[1].type.shape[-2], BATCH) if values[1] is not None else 0.0
+    if op.name == "nn.experts":
+        choices, matrices = numel(values[1]), [v for v in values[3:5] if v is not None]
+        return 2.0 * choices * sum(numel(m) / at(m.type.shape[0], BATCH) for m in matrices)
     if op.name == "aten.convolution" and values[1] is not None:
         return 2.0 * numel(op.results[0]) * numel(values[1]) / max(1, at(values[1].type.shape[0], BATCH))
     return float(sum(numel(r) for r in op.results))

@@ -46,6 +46,8 @@ _ELEMENTARY_OPERATIONS = {"cpu": 80.0, "cuda": 8.0}
 _GATHERS = {"nn.embedding": (0,), "aten.embedding": (0,), "aten.index_select": (0,), "nn.pick": (0,)}
 """Operands of which only the picked rows are read: they are counted by the result."""
 
+_EXPERTS = ("nn.experts", "nn.experts_backward")
+
 
 def product(dims: Dims) -> Size:
     size: Size = 1.0
@@ -97,6 +99,11 @@ def operations(op: Op, operands: Sequence[Dims | None], results: Sequence[Dims],
         # q k' and p v forward; the scores again, g v', p' g, ds k and ds' q backward.
         width = 2.0 * (q[-1] + v[-1]) if name == "nn.attention" else 2.0 * (3.0 * q[-1] + 2.0 * v[-1])
         return scores * (width + 2.0 * _ELEMENTARY_OPERATIONS[kind])
+    if name in _EXPERTS:
+        rows, wide, up, down = _experts(op, operands)
+        # Backward needs the first product again (not the second one), and each product's two gradients.
+        products = 3.0 * up + 2.0 * down if name == "nn.experts_backward" else up + down
+        return rows * (2.0 * products + _ELEMENTARY_OPERATIONS[kind] * wide)
     if name in ("aten.convolution", "aten.convolution_backward"):
         back = name == "aten.convolution_backward"
         weight, out = (operands[2], operands[0]) if back else (operands[1], results[0])
@@ -114,11 +121,26 @@ def operations(op: Op, operands: Sequence[Dims | None], results: Sequence[Dims],
     return elements * (_ELEMENTARY_OPERATIONS[kind] if name in ELEMENTARY else 1.0)
 
 
+def _experts(op: Op, operands: Sequence[Dims | None]) -> tuple[Size, Size, Size, Size]:
+    """Of nn.experts on one device: how many choices it computes, the inner dim, and the sizes of an expert's matrices.
+
+    Choices are taken to be spread evenly over the experts.  `peers`: devices that exchange tokens, each with its own.
+    """
+    first = 1 if op.name == "nn.experts_backward" else 0
+    index, gate_up, down = operands[first + 1], operands[first + 3], operands[first + 4]
+    experts = op.flat_operands()[first + 3]
+    peers = op.attrs.get("peers", 1)
+    assert index is not None and gate_up is not None and down is not None and experts is not None
+    assert isinstance(peers, int)
+    rows = product(index) * gate_up[0] * peers / size_at(experts.type.shape[0], 1.0)
+    return rows, gate_up[1], product(gate_up[1:]), product(down[1:])
+
+
 def matrix_operations(func: Func, sizes: Mapping[str, int], batch: Size) -> Size:
-    """Of contractions, attention and convolutions: what tensor parallelism is there to divide."""
+    """Of contractions, attention, experts and convolutions: what tensor parallelism is there to divide."""
     total: Size = 0.0
     for op in func.ops:
-        if op.name.startswith(("nn.contract", "nn.attention", "aten.convolution")):
+        if op.name.startswith(("nn.contract", "nn.attention", "nn.experts", "aten.convolution")):
             operands = [local_dims(v.type, sizes, batch) if v is not None else None for v in op.flat_operands()]
             total = total + operations(op, operands, [local_dims(v.type, sizes, batch) for v in op.results])
     return total
@@ -139,7 +161,14 @@ def uses_flash(op: Op, kind: str) -> bool:
 
 
 def scratch_bytes(op: Op, operands: Sequence[Dims | None], kind: str) -> Size:
-    """Memory that an op needs for itself while it runs: the scores of attention without a flash kernel."""
+    """Memory that an op needs for itself while it runs: the scores of attention without a flash kernel, the
+    rows of an expert."""
+    if op.name in _EXPERTS:  # one expert at a time; twice its share, because choices are never even
+        rows, wide, _, _ = _experts(op, operands)
+        first = 1 if op.name == "nn.experts_backward" else 0
+        x, gate_up = operands[first], operands[first + 3]
+        assert x is not None and gate_up is not None
+        return 2.0 * ITEM_BYTES[op_dtype(op)] * rows / gate_up[0] * (4.0 * x[-1] + 3.0 * wide)
     if op.name not in ("nn.attention", "nn.attention_backward") or uses_flash(op, kind):
         return 0.0
     q, k = operands[:2] if op.name == "nn.attention" else operands[1:3]
@@ -160,6 +189,10 @@ def moved_bytes(op: Op, operands: Sequence[Dims | None], results: Sequence[Dims]
     for value, dims in zip(op.results, results, strict=True):
         weight = 2.0 if skip else 1.0  # the picked rows are read before they are written
         total = total + weight * ITEM_BYTES[value.type.dtype] * product(dims)
+    if op.name in _EXPERTS:  # rows are picked, projected, and added up
+        rows, wide, _, _ = _experts(op, operands)
+        passes = 2.0 if op.name == "nn.experts_backward" else 1.0
+        total = total + passes * ITEM_BYTES[op_dtype(op)] * rows * (5.0 * results[0][-1] + 3.0 * wide)
     return total
 
 

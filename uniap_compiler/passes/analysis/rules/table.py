@@ -14,7 +14,7 @@ Entry = Callable[[Op], "Rule | Sequence[Rule]"]
 
 FAMILIES = (
     "pointwise", "contraction", "reduction", "views", "indexing", "creation", "norm", "attention", "convolution",
-    "pooling", "losses", "random",
+    "pooling", "losses", "random", "experts",
 )  # fmt: skip
 
 _TABLE: dict[str, Entry] = {}

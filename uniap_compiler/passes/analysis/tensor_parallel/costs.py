@@ -68,7 +68,7 @@ class RooflineCost:
 
 
 def flop_count(op: Op, operands: list[Shape | None]) -> float:
-    """Of the contractions and attention; every other op is bound by memory."""
+    """Of the contractions, attention and experts; every other op is bound by memory."""
     if op.name == "nn.contract":
         sizes: dict[str, int] = {}
         terms = str(op.attrs["equation"]).split("->")[0].split(",")
@@ -79,4 +79,12 @@ def flop_count(op: Op, operands: list[Shape | None]) -> float:
         q, k = (0, 1) if op.name == "nn.attention" else (1, 2)
         scores = prod(operands[q] or ()) * (operands[k] or (0, 0))[-2]
         return scores * (4.0 if q == 0 else 10.0) * (0.5 if op.attrs.get("causal") else 1.0)
+    if op.name in ("nn.experts", "nn.experts_backward"):
+        first = 1 if op.name == "nn.experts_backward" else 0
+        index, gate_up, down = (operands[first + n] or () for n in (1, 3, 4))
+        whole = op.flat_operands()[first + 3]
+        assert whole is not None and isinstance(whole.type.shape[0], int)
+        rows = prod(index) * gate_up[0] * int(str(op.attrs.get("peers", 1))) / whole.type.shape[0]
+        up, back = prod(gate_up[1:]), prod(down[1:])
+        return 2.0 * rows * (3 * up + 2 * back if first else up + back)
     return 0.0
