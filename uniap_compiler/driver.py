@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,11 @@ import torch
 from .capture import TrainingTask, capture
 from .capture.capture import DTYPE_NAMES
 from .capture.initialise import Initial, initial_values
+from .capture.task import Optimizer
 from .cluster.description import Cluster, ClusterError
 from .cluster.files import load_cluster
 from .codegen.bundle import check_output, write_bundle
-from .codegen.initial import WEIGHTS_FILE, load_weights, save_weights
+from .codegen.initial import WEIGHTS_FILE, check_initial, load_weights, save_weights
 from .ir import LEVELS, Atom, ConstantStore, Diagnostic, Module, parse_module, print_module
 from .ir.constants import FILE_NAME as CONSTANTS_FILE
 from .passes.instruments import Dump, Instrument, PassRecord
@@ -87,14 +88,15 @@ class _Clock(Instrument):
 def compile(
     task: TrainingTask | str, cluster: Cluster | PathLike, global_batch: int, *, out: PathLike = "build",
     force: str | None = None, schedule: str | None = None, dtype: str | None = None, dump: PathLike | None = None,
-    write_lp: PathLike | None = None, weights: PathLike | None = None, progress: Progress = lambda text: None,
-    instruments: Sequence[Instrument] = (),
+    write_lp: PathLike | None = None, weights: PathLike | None = None, reduce_dtype: str | None = None,
+    progress: Progress = lambda text: None, instruments: Sequence[Instrument] = (),
 ) -> Compiled:
     """Find the fastest plan for the task on the cluster and write the bundle.  Raises Diagnostic for a user's mistake.
 
     task: a TrainingTask or a SPEC.  cluster: a Cluster, a preset's name or a TOML file.  force: as on the command line.
     dump: a folder for the module after every pass.  write_lp: a folder for the MIQPs.
-    weights: a safetensors checkpoint to start from, instead of the task's.
+    weights: a safetensors checkpoint to start from, instead of the task's.  reduce_dtype: of gradients between devices,
+    instead of the optimizer's.
     """
     clock = _Clock(progress, [])
     out = Path(out)
@@ -106,6 +108,8 @@ def compile(
     with clock.measure("capture"):
         spec = task if isinstance(task, str) else ""
         loaded = find_task(task) if isinstance(task, str) else task
+        if reduce_dtype is not None and isinstance(loaded.optimizer, Optimizer):
+            loaded = replace(loaded, optimizer=replace(loaded.optimizer, reduce_dtype=reduce_dtype))
         constants = ConstantStore()
         module = capture(loaded, spec=spec, dtype=dtype, constants=constants)
     record_cluster(module, found)
@@ -114,8 +118,7 @@ def compile(
     module.attrs["spec_sha256"] = _source_sha256(loaded) if spec else ""
     if checkpoint := checkpoint_of(loaded, weights):
         module.attrs["checkpoint"] = checkpoint
-    if unused := sorted(set(values) - _names(module)):
-        module.attrs["unused"] = unused
+    check_initial(module, values)
     session = Session(
         cluster=found, global_batch=global_batch, constants=constants, weights=values, task=loaded,
         source_root=loaded.source.resolve().parent if loaded.source is not None else None,
@@ -200,16 +203,6 @@ def weights_of(task: TrainingTask) -> dict[str, Initial]:
     for prefix, module in (("loss.", task.loss), ("", task.model)):
         if isinstance(module, torch.nn.Module):
             found.update({prefix + name: value for name, value in initial_values(module).items()})
-    return found
-
-
-def _names(module: Module) -> set[str]:
-    """Every name of the parameters and buffers that the programme has."""
-    found: set[str] = set()
-    for param in module.funcs["main"].params:
-        if param.attrs["role"] in ("param", "buffer"):
-            aliases = param.attrs.get("aliases")
-            found |= {str(param.attrs["path"]), *(map(str, aliases) if isinstance(aliases, list) else ())}
     return found
 
 

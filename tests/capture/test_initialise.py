@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from uniap_compiler import on_meta
 from uniap_compiler.capture import deferred, initial_values, load_task
-from uniap_compiler.capture.deferred import Recorder
+from uniap_compiler.capture.deferred import Recorder, recording
 from uniap_compiler.capture.initialise import NoValue, settle
 from uniap_compiler.ir import Diagnostic
 from uniap_compiler.runtime.initialise import Recipe
@@ -20,7 +20,7 @@ from .initialisers import ALL, ByHand, Computed, Copies, Defaults, Looks, Trunca
 
 
 def recorded(factory: Any, redirect: bool) -> tuple[nn.Module, Recorder]:
-    with Recorder(redirect) as recorder:
+    with recording(redirect) as recorder:
         if redirect:
             model = factory()
         else:
@@ -192,6 +192,22 @@ def test_a_model_made_before() -> None:
     assert isinstance(found, NoValue) and "before the compiler could see" in found.why
 
 
+def test_a_model_that_changes_afterwards(tmp_path: Any) -> None:
+    """Seen in a task's factory, refused elsewhere; never the recipe of what was there before."""
+    model = on_meta(lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)))
+    with torch.no_grad():
+        model[0].weight.zero_()
+    with torch.device("meta"):
+        model[1] = nn.Linear(2, 2)
+        model[2].weight.data = torch.empty(2, 2)
+    initial = initial_values(model)
+    whys = [getattr(initial[f"{n}.weight"], "why", "") for n in range(3)]
+    assert "changed after" in whys[0] and "before the compiler" in whys[1] and "changed after" in whys[2]
+    (tmp_path / "task.py").write_text(FACTORY)
+    changed = initial_values(load_task(f"{tmp_path / 'task.py'}:changed").model)["weight"]
+    assert isinstance(changed, Recipe) and changed.steps == (["fill", 0.0],)
+
+
 FACTORY = """
 import torch
 from torch import nn
@@ -205,6 +221,11 @@ def plain():
 def wrapped():
     inner = on_meta(lambda: nn.Linear(4, 4))
     return TrainingTask(nn.Sequential(inner), torch.zeros(2, 4), loss=lambda y, t: y.mean(), targets=torch.zeros(2))
+
+def changed():
+    model = on_meta(lambda: nn.Linear(4, 4))
+    nn.init.zeros_(model.weight)
+    return TrainingTask(model, torch.zeros(2, 4), loss=lambda y, t: y.mean(), targets=torch.zeros(2))
 
 def real():
     return TrainingTask(nn.Linear(4, 4), torch.zeros(2, 4), loss=lambda y, t: y.mean(), targets=torch.zeros(2))

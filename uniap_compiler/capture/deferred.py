@@ -1,6 +1,6 @@
 """What a factory does to tensors without data is written down, and can be done for real later, tensor by tensor.
 
-    with Recorder() as recorder:
+    with recording() as recorder:
         model = Model(config)               # parameters on the meta device: shapes, no memory
     recorder.evaluate(recorder.ref(buffer)) # the values that this one tensor would have
 
@@ -93,7 +93,7 @@ class _Storage:
 
 
 class Recorder:
-    """Context manager.  redirect: what code makes on the CPU without data (torch.empty, torch.randn) goes to meta."""
+    """What was written, in order, and what tensors would hold after it."""
 
     def __init__(self, redirect: bool = False) -> None:
         self.redirect = redirect
@@ -101,15 +101,10 @@ class Recorder:
         self.storages: dict[int, _Storage] = {}
         self.seed = 0
         self._draws = 0
-        self._modes: Any = None
 
-    def __enter__(self) -> Recorder:
-        self._modes = _recording(self)
-        self._modes.__enter__()
-        return self
-
-    def __exit__(self, *reason: Any) -> None:
-        self._modes.__exit__(*reason)
+    def knows(self, tensor: Tensor) -> bool:
+        """Was something written into it, here?"""
+        return bool(self.storages[self.ref(tensor).storage].writes)
 
     # -- writing down -------------------------------------------------------------------------------------------------
 
@@ -320,10 +315,26 @@ class _Pretend(TorchFunctionMode):
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
 
 
+_active: list[Recorder] = []
+
+
 @contextmanager
-def _recording(recorder: Recorder) -> Iterator[None]:
+def recording(redirect: bool = False) -> Iterator[Recorder]:
+    """Records what is done inside; inside of another recording, into that one's recorder.
+
+    redirect: what code makes on the CPU without data (torch.empty, torch.randn) goes to the meta device, too.
+    """
+    if _active:
+        recorder, before = _active[-1], _active[-1].redirect
+        recorder.redirect = before or redirect
+        try:
+            yield recorder
+        finally:
+            recorder.redirect = before
+        return
     init: Any = torch.nn.init
     original = init._no_grad_trunc_normal_
+    recorder = Recorder(redirect)
 
     def truncated(
         tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None
@@ -334,13 +345,15 @@ def _recording(recorder: Recorder) -> Iterator[None]:
         return result
 
     init._no_grad_trunc_normal_ = truncated
+    _active.append(recorder)
     try:
         with _Pretend(), _Dispatch(recorder):
-            yield
+            yield recorder
     except (TooLarge, Unknown):
         raise Diagnostic(
             "the model's initialiser looks into a tensor that has no data on the meta device",
             help="take its weights from a checkpoint (weights=PATH), or build the model with real tensors",
         ) from None
     finally:
+        _active.remove(recorder)
         init._no_grad_trunc_normal_ = original

@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import itertools
 import math
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from uniap_compiler.ir import Diagnostic
 from uniap_compiler.runtime.initialise import Recipe, Step
 
-from .deferred import RANDOM, TRUNCATED, Recorder, Ref, TooLarge, Unknown, Write, draw_step
+from .deferred import RANDOM, TRUNCATED, Recorder, Ref, TooLarge, Unknown, Write, draw_step, recording
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class NoValue:
 
 
 Initial = Tensor | Recipe | NoValue
-_INITIAL: weakref.WeakKeyDictionary[nn.Module, dict[str, Initial]] = weakref.WeakKeyDictionary()
 NOT_RECORDED = NoValue("its model was built on the meta device before the compiler could see how")
+CHANGED = NoValue("it was changed after its model was built, where the compiler could not see how")
+_INITIAL: Any = WeakTensorKeyDictionary()
+"""Parameter or buffer on the meta device -> (its state when that was found out, Initial)."""
 
 
 def on_meta(factory: Callable[[], nn.Module]) -> nn.Module:
@@ -45,7 +47,7 @@ def on_meta(factory: Callable[[], nn.Module]) -> nn.Module:
     code that looks into its small tables while it builds.  Initial values are those of the model's own initialiser,
     from the seed that torch.manual_seed was given.
     """
-    with Recorder(redirect=True) as recorder:
+    with recording(redirect=True) as recorder:
         model = factory()
     if not isinstance(model, nn.Module):
         raise Diagnostic(f"on_meta was given a function that returns a {type(model).__name__}, not a torch.nn.Module")
@@ -55,11 +57,16 @@ def on_meta(factory: Callable[[], nn.Module]) -> nn.Module:
 
 def initial_values(model: nn.Module) -> Mapping[str, Initial]:
     """By every name that the model has for a tensor: its values, or how a rank makes its slice of them."""
-    recorded = _INITIAL.get(model, {})
-    found: dict[str, Initial] = {}
-    for name, t in tensors_of(model):
-        found[name] = recorded.get(name, NOT_RECORDED) if _on_meta(t) else t.detach()
-    return found
+    return {name: _initial_of(t) if _on_meta(t) else t.detach() for name, t in tensors_of(model)}
+
+
+def _initial_of(tensor: Tensor) -> Initial:
+    state, initial = _INITIAL.get(tensor, (None, NOT_RECORDED))
+    return initial if state is None or state == _state(tensor) else CHANGED
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    return tensor._version, tensor.untyped_storage()._cdata
 
 
 def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -69,45 +76,27 @@ def tensors_of(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def settle(model: nn.Module, recorder: Recorder) -> None:
     """After the recording: recipes for the parameters, real values for the buffers."""
-    if model in _INITIAL:  # on_meta inside of a recorded factory
-        return
-    parts = _INITIAL[model] = {}
-    of_part = [(path, _INITIAL[part]) for path, part in model.named_modules() if path and part in _INITIAL]
-    inherited = {f"{path}.{name}": value for path, values in of_part for name, value in values.items()}
-    made: dict[int, Initial] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if _on_meta(p) and id(p) not in made:
-            made[id(p)] = inherited.get(name) or _initial(recorder, p)
-        if _on_meta(p):
-            parts[name] = made[id(p)]
-    real: dict[int, Tensor | None] = {}
-    for path, module in model.named_modules():
+    for p in model.parameters():
+        if _on_meta(p) and recorder.knows(p):
+            _INITIAL[p] = _state(p), _initial(recorder, p)
+    real: dict[int, Tensor] = {}  # a shared buffer stays one
+    for module in model.modules():
         for name, buffer in module._buffers.items():
-            if buffer is None or not _on_meta(buffer):
+            if buffer is None or not _on_meta(buffer) or not recorder.knows(buffer):
                 continue
-            if id(buffer) not in real:
-                real[id(buffer)] = _computed(recorder, buffer)
-            if (value := real[id(buffer)]) is not None:
-                module._buffers[name] = value
-            else:
-                parts[f"{path}.{name}".lstrip(".")] = NoValue("it is a buffer too large to be computed by the compiler")
+            try:
+                module._buffers[name] = real.setdefault(id(buffer), recorder.evaluate(recorder.ref(buffer)))
+            except (TooLarge, Unknown):
+                why = NoValue("it is a buffer that the compiler cannot compute: too large, or made of unknown tensors")
+                _INITIAL[buffer] = _state(buffer), why
 
 
 def _on_meta(tensor: Tensor) -> bool:
     return tensor.device.type == "meta"  # while a recorder looks on, `is_meta` says no
 
 
-def _computed(recorder: Recorder, tensor: Tensor) -> Tensor | None:
-    try:
-        return recorder.evaluate(recorder.ref(tensor))
-    except (TooLarge, Unknown):
-        return None
-
-
 def _initial(recorder: Recorder, parameter: Tensor) -> Initial:
     ref = recorder.ref(parameter)
-    if not recorder.storages[ref.storage].writes:
-        return NOT_RECORDED
     try:
         return Recipe(ref.size, tuple(_recipe(recorder, ref)), recorder.seed)
     except _NoRecipe as reason:

@@ -22,9 +22,8 @@ import torch
 
 from uniap_compiler.ir import Diagnostic, Loc
 
-from .deferred import Recorder
+from .deferred import recording
 from .initialise import settle
-
 
 REDUCE_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -108,7 +107,7 @@ def load_task(spec: str) -> TrainingTask:
         raise Diagnostic(f"{spec} is {_describe(factory)}, not a function that returns a TrainingTask")
     source = Path(module.__file__) if getattr(module, "__file__", None) else None
     try:
-        with Recorder() as recorder:
+        with recording() as recorder:
             task = factory()
     except Diagnostic:
         raise

@@ -8,17 +8,17 @@ A bundle that starts from a checkpoint holds what the checkpoint does not: runni
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..ir import Diagnostic, Module, Op
+from ..ir import Diagnostic, Module
 from ..runtime import weights as weights_file
 from ..runtime.errors import BundleError
 from ..runtime.initialise import Recipe, Recipes, to_json
-from ..runtime.pretrained import Pretrained
+from ..runtime.pretrained import Pretrained, Wanted
 from .rank import shape_of, torch_name
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ RECIPE_FILE = "recipe.json"
 
 def save_weights(path: Path, values: Mapping[str, Any], dtypes: Mapping[str, torch.dtype] | None = None) -> None:
     """Tensors to `path`, recipes to recipe.json beside; a value that is neither (nobody knows it) is left out."""
-    tensors = {name: value.detach() for name, value in values.items() if isinstance(value, torch.Tensor)}
     recipes = {name: value for name, value in values.items() if isinstance(value, Recipe)}
+    known = {name: value for name, value in values.items() if name not in recipes and not hasattr(value, "why")}
+    tensors = {name: torch.as_tensor(value).detach() for name, value in known.items()}
     weights_file.save(path, tensors, dtypes)
     beside = path.with_name(RECIPE_FILE)
     if recipes:
@@ -64,32 +65,30 @@ def save_initial(module: Module, session: Session, folder: Path) -> dict[str, An
 
     Raises Diagnostic for a parameter or buffer without initial values, and for a checkpoint that does not fit.
     """
-    wanted = [op for op in module.ops if op.name == "plan.parameter" and op.attrs.get("home", True)]
-    wanted += [op for op in module.ops if op.name == "plan.buffer"]
-    given = session.weights or {}
-    elsewhere = _in_checkpoint(module, wanted)
-    missing, values, dtypes = [], {}, {}
-    for op in wanted:
-        name = str(op.symbol)
-        if name in elsewhere:
-            continue
-        value = given.get(name)
-        if value is None:
-            missing.append(name)
-        elif why := getattr(value, "why", None):
-            raise Diagnostic(
-                f"there are no initial values for {name}: {why}",
-                help="build the model with uniap_compiler.on_meta, or take the weights from a checkpoint (--weights)",
-            )
-        else:
-            values[name] = value if isinstance(value, Recipe) else torch.as_tensor(value)
-            dtypes[name] = getattr(torch, torch_name(op.attrs["dtype"]))
-    if missing:
-        raise missing_weights(missing)
+    homes = [op for op in module.ops if op.name == "plan.parameter" and op.attrs.get("home", True)]
+    buffers = [op for op in module.ops if op.name == "plan.buffer"]
+    parameters = {str(op.symbol): (shape_of(op), _names(op.attrs.get("aliases"))) for op in homes}
+    values = _values(module, session.weights or {}, parameters, {str(op.symbol): (shape_of(op), []) for op in buffers})
+    dtypes = {str(op.symbol): getattr(torch, torch_name(op.attrs["dtype"])) for op in (*homes, *buffers)}
     save_weights(folder / "initial.safetensors", values, dtypes)
     if len(session.constants):
         session.constants.save(folder / "constants.safetensors")
     return described(module, len(session.constants) > 0, (folder / RECIPE_FILE).exists())
+
+
+def check_initial(module: Module, given: Mapping[str, Any]) -> None:
+    """What save_initial would refuse, of a captured module: before the work.  Notes names that nothing reads."""
+    main = module.funcs["main"]
+    read = {v for op in main.ops for v in op.flat_operands()} | set(main.returns)
+    tables: dict[str, Any] = {"param": {}, "buffer": {}}
+    for param in main.params:
+        role = str(param.attrs["role"])
+        if param in read and role in tables:
+            tables[role][str(param.attrs["path"])] = (list(param.type.shape), _names(param.attrs.get("aliases")))
+    names = {name for table in tables.values() for name, (_, others) in table.items() for name in (name, *others)}
+    if unused := sorted(set(given) - names):
+        module.attrs["unused"] = unused
+    _values(module, given, tables["param"], tables["buffer"])
 
 
 def described(module: Module, constants: bool, recipe: bool = False) -> dict[str, Any]:
@@ -102,29 +101,33 @@ def described(module: Module, constants: bool, recipe: bool = False) -> dict[str
         entry["recipe"] = f"weights/{RECIPE_FILE}"
     if checkpoint := module.attrs.get("checkpoint"):
         entry["checkpoint"] = str(checkpoint)
-    if isinstance(unused := module.attrs.get("unused"), list):
-        entry["unused"] = [str(name) for name in unused]
+    if unused := _names(module.attrs.get("unused")):
+        entry["unused"] = unused
     return entry
 
 
-def _in_checkpoint(module: Module, wanted: Iterable[Op]) -> set[str]:
-    """The names that ranks will read from the checkpoint."""
-    path = module.attrs.get("checkpoint")
-    if not path:
-        return set()
-    tables: dict[str, dict[str, tuple[list[int], list[str]]]] = {"plan.parameter": {}, "plan.buffer": {}}
-    for op in wanted:
-        aliases = op.attrs.get("aliases")
-        others = [str(a) for a in aliases] if isinstance(aliases, list) else []
-        tables[op.name][str(op.symbol)] = (shape_of(op), others)
-    unused = module.attrs.get("unused")
-    known = [str(name) for name in unused] if isinstance(unused, list) else []
-    try:
-        found = Pretrained(Path(str(path)), tables["plan.parameter"], tables["plan.buffer"], known)
-    except BundleError as error:
-        message, _, _ = str(error).partition("\n")
-        raise Diagnostic(message) from None
-    return {name for table in tables.values() for name in table if name in found}
+def _values(module: Module, given: Mapping[str, Any], parameters: Wanted, buffers: Wanted) -> dict[str, Any]:
+    """What the bundle must hold: not what ranks will read from the checkpoint.  Raises Diagnostic."""
+    elsewhere: Container[str] = ()
+    if path := module.attrs.get("checkpoint"):
+        try:
+            elsewhere = Pretrained(Path(str(path)), parameters, buffers, _names(module.attrs.get("unused")))
+        except BundleError as error:
+            raise Diagnostic(str(error).partition("\n")[0]) from None
+    values = {name: given.get(name) for name in (*parameters, *buffers) if name not in elsewhere}
+    if missing := [name for name, value in values.items() if value is None]:
+        raise missing_weights(missing)
+    for name, value in values.items():
+        if why := getattr(value, "why", None):
+            raise Diagnostic(
+                f"there are no initial values for {name}: {why}",
+                help="build the model with uniap_compiler.on_meta, or take the weights from a checkpoint (--weights)",
+            )
+    return values
+
+
+def _names(attr: object) -> list[str]:
+    return [str(name) for name in attr] if isinstance(attr, list) else []
 
 
 def missing_weights(names: Iterable[str]) -> Diagnostic:
