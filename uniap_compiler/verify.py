@@ -208,7 +208,8 @@ def run_reference(
     task: TrainingTask, manifest: Mapping[str, Any], initial: Tensors, batches: Sequence[list[tuple[str, Tensor]]],
     optimizer: Mapping[str, Any],
 ) -> Outcome:
-    """The user's module over the same micro-batches, one after the other, gradients averaged; the same random numbers."""
+    """The user's module over the same micro-batches, one after the other, with the same random numbers; gradients
+    are averaged."""
     dtype = getattr(torch, manifest["dtype"])
     own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
     other = dtype if dtype != own else None

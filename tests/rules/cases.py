@@ -284,6 +284,21 @@ def norm() -> list[Case]:
     ]  # fmt: skip
 
 
+KEY = torch.tensor(6148914691236517204)
+
+
+def random() -> list[Case]:
+    """Numbers that are functions of a key."""
+    return [
+        case("nn.random_key", KEY, site=3),
+        case("nn.bernoulli", KEY, size=[6, 4, 12], p=0.4),
+        case("nn.bernoulli", KEY, size=[6, 1, 12], p=0.9),
+        case("nn.uniform", KEY, size=[12], dtype=Atom("f64")),
+        case("nn.uniform", KEY, size=[], dtype=Atom("f32")),
+        case("nn.normal", KEY, size=[4, 6], dtype=Atom("f64")),
+    ]
+
+
 def attention() -> list[Case]:
     cases = []
     for q, k, mask, causal in (
@@ -303,6 +318,11 @@ def attention() -> list[Case]:
         cases.append(case("nn.attention_backward", f(*out.shape), *operands, out, lse, **attrs))
         if mask:
             cases.append(case("nn.attention_backward", f(*out.shape), *operands, out, lse, **attrs, mask_grad=True))
+        dropped = {**attrs, "dropout_p": 0.3}
+        cases.append(case("nn.attention", *operands, KEY, **dropped))
+        out, lse = torch.ops.uniap.attention.dropout(*operands, KEY, causal, 0.5, 0.3)
+        grads = {**dropped, "mask_grad": True} if mask else dropped
+        cases.append(case("nn.attention_backward", f(*out.shape), *operands, out, lse, KEY, **grads))
     seen = bools(2, 1, 4, 6) | torch.eye(4, 6, dtype=torch.bool)
     cases.append(case("nn.attention", f(2, 6, 4, 2), f(2, 3, 6, 2), f(2, 3, 6, 2), seen, causal=False, scale=0.5))
     return cases
@@ -396,6 +416,7 @@ FAMILIES = {
     f.__name__: f
     for f in (
         pointwise, contraction, reduction, views, indexing, creation, norm, attention, convolution, pooling, losses,
+        random,
     )
 }  # fmt: skip
 

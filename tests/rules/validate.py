@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from uniap_compiler.bridge.interpret import run_op
+from uniap_compiler.bridge.schema import from_attr
 from uniap_compiler.ir import Attrs, Op, Rule, Struct, TensorType, Value
 from uniap_compiler.passes.analysis.rules.table import alternatives
 from uniap_compiler.passes.lower.local_ops import localize_op
+from uniap_compiler.runtime import kernels
 
 DTYPES = {torch.float64: "f64", torch.float32: "f32", torch.int64: "i64", torch.bool: "i1"}
 Operands = list[Any]  # Tensor, None, or a list of these
@@ -52,6 +54,10 @@ def nest(flat: list[Any], like: Operands) -> Operands:
 
 
 def execute(name: str, operands: Operands, attrs: Attrs) -> list[Tensor | None]:
+    if "index" in attrs:  # random numbers on one device: only the runtime knows of parts
+        settings = {k: from_attr(v, None) for k, v in attrs.items()}
+        result = getattr(kernels, name.removeprefix("nn."))(*operands, **settings)
+        return list(result) if isinstance(result, tuple) else [result]
     return run_op(Op(name, attrs=attrs), operands)
 
 
@@ -227,12 +233,16 @@ def compare(a: Tensor, b: Tensor, what: str) -> None:
 
 
 def evaluate_offset(value: Any, at: dict[str, int], mesh: dict[str, int]) -> Any:
-    """`#offset<axes = [..], size = n>` on one device, as the code generator's code computes it."""
-    if not isinstance(value, Struct) or value.name != "offset":
+    """`#offset<axes = [..], size = n>` on one device, as the code generator's code computes it, and `#part<..>`."""
+    if isinstance(value, list):
+        return [evaluate_offset(v, at, mesh) for v in value]
+    if not isinstance(value, Struct) or value.name not in ("offset", "part"):
         return value
     coordinate = 0
     for axis in value["axes"]:  # type: ignore[union-attr]
         coordinate = coordinate * mesh[str(axis)] + at[str(axis)]
+    if value.name == "part":
+        return value["size"], coordinate * value["count"], value["count"]  # type: ignore[operator]
     return coordinate * value["size"]  # type: ignore[operator]
 
 

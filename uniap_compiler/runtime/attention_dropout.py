@@ -2,8 +2,8 @@
 
     out = (softmax(q k^T * scale + mask) * kept / (1 - p)) v        kept[.., h, i, j] = hash(key, place of h, i, j)
 
-Nothing of the size of the scores is kept for backward: probabilities come again from the log-sum-exp, kept from the key.
-Forward and backward may lie differently over the ranks, so the hash is used in `fast` mode too.
+Nothing of the size of the scores is kept for backward: probabilities come again from the log-sum-exp, the mask from
+the key.  Forward and backward may lie differently over the ranks, so the hash is used in `fast` mode too.
 index: of the scores [.., hq, s, t], as in random.py.
 """
 
@@ -18,7 +18,7 @@ import torch
 from .random import Counter, threshold
 
 Tensor = torch.Tensor
-BLOCK = {"cpu": 1 << 18, "cuda": 1 << 25}
+BLOCK = {"cpu": 1 << 18, "cuda": 1 << 23}
 """Scores at a time."""
 
 

@@ -26,7 +26,7 @@ MODES = ("counter", "fast")
 _WORD = 2**64 - 1
 _GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _DIGITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
-_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 24}
+_CHUNK = {"cpu": 1 << 15, "cuda": 1 << 22}
 """Elements hashed at a time: the words of a chunk stay in a core's cache, or fill a GPU and no more."""
 
 

@@ -24,6 +24,7 @@ from .bundle import Bundle, forget_package
 from .data import cut
 from .errors import BundleError
 from .optimizer import Optimizer
+from .random import Randomness
 from .threads import SimulatedComm, World, run_ranks
 from .training import Training, source
 
@@ -53,9 +54,12 @@ class Simulation:
 def simulate(
     folder: str | Path, batches: Sequence[Tensors], *, steps: int | None = None,
     optimizer: Mapping[str, Any] | None = None, lr: float | None = None, clip: float | None = None,
-    weights: Path | None = None, check: bool = True, timeout: float = 300.0,
+    weights: Path | None = None, check: bool = True, timeout: float = 300.0, seed: int = 0, random: str = "counter",
 ) -> Simulation:  # fmt: skip
-    """batches: global batches by path (data.flatten), used in turn for `steps` steps (default: each once)."""
+    """batches: global batches by path (data.flatten), used in turn for `steps` steps (default: each once).
+
+    seed, random: of random ops (random.py).
+    """
     root = Path(folder).resolve()
     writing, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the bundle stays as it was written
     bundle = Bundle(root)
@@ -63,7 +67,7 @@ def simulate(
         if check:
             bundle.check()
         theirs = importlib.import_module(f"{bundle.package}.runtime.simulate")
-        result = theirs.run(root, bundle.package, batches, steps, optimizer, lr, clip, weights, timeout)
+        result = theirs.run(root, bundle.package, batches, steps, optimizer, lr, clip, weights, timeout, seed, random)
         return Simulation(**vars(result))
     except Exception as error:
         if type(error).__name__ == "BundleError" and not isinstance(error, BundleError):
@@ -76,7 +80,7 @@ def simulate(
 
 def run(
     root: Path, package: str, batches: Sequence[Tensors], steps: int | None, optimizer: Mapping[str, Any] | None,
-    lr: float | None, clip: float | None, weights: Path | None, timeout: float,
+    lr: float | None, clip: float | None, weights: Path | None, timeout: float, seed: int, random: str,
 ) -> Simulation:  # fmt: skip
     bundle = Bundle(root, package)
     manifest = bundle.manifest
@@ -89,6 +93,7 @@ def run(
     def work(rank: int, world: World) -> tuple[Tensors, Tensors]:
         comm = SimulatedComm(world, rank, ranks[rank].GROUPS, ranks[rank].STAGES)
         training = Training(bundle, ranks[rank], comm, Optimizer(optimizer or manifest["optimizer"], lr), clip, weights)
+        training.randomness = Randomness(seed, random)
         gradients: Tensors = {}
         for step in range(count):
             try:

@@ -133,8 +133,8 @@ def _attention(local: Local) -> None:
     first = 1 if local.op.name == "nn.attention_backward" else 0
     queries, keys = local.rule.operands[first], local.rule.operands[first + 1]
     assert queries is not None and keys is not None
-    dims = [*zip(queries[:-1], local.input_shape(first)[:-1], strict=True), (keys[-2], local.input_shape(first + 1)[-2])]
-    local.attrs["index"] = _index(local, dims)
+    lengths = [*local.input_shape(first)[:-1], local.input_shape(first + 1)[-2]]
+    local.attrs["index"] = _index(local, list(zip([*queries[:-1], keys[-2]], lengths, strict=True)))
 
 
 def _reshape(local: Local) -> None:

@@ -43,6 +43,9 @@ ELEMENTARY = frozenset(
 #: product makes 1e11 operations (measured, torch 2.13); GPUs have units for them.
 _ELEMENTARY_OPERATIONS = {"cpu": 80.0, "cuda": 8.0}
 
+_DROPOUT_BLOCK = {"cpu": 2.0**18, "cuda": 2.0**23}
+"""Scores that attention with dropout makes at a time (runtime/attention_dropout.py)."""
+
 _GATHERS = {"nn.embedding": (0,), "aten.embedding": (0,), "aten.index_select": (0,), "nn.pick": (0,)}
 """Operands of which only the picked rows are read: they are counted by the result."""
 
@@ -98,7 +101,8 @@ def operations(op: Op, operands: Sequence[Dims | None], results: Sequence[Dims],
             scores = scores * 0.5
         # q k' and p v forward; the scores again, g v', p' g, ds k and ds' q backward.
         width = 2.0 * (q[-1] + v[-1]) if name == "nn.attention" else 2.0 * (3.0 * q[-1] + 2.0 * v[-1])
-        return scores * (width + 2.0 * _ELEMENTARY_OPERATIONS[kind])
+        functions = 4.0 if "dropout_p" in op.attrs else 2.0  # a word of the hash costs as much as two of them
+        return scores * (width + functions * _ELEMENTARY_OPERATIONS[kind])
     if name in _EXPERTS:
         rows, wide, up, down = _experts(op, operands)
         # Backward needs the first product again (not the second one), and each product's two gradients.
@@ -173,6 +177,10 @@ def scratch_bytes(op: Op, operands: Sequence[Dims | None], kind: str) -> Size:
         return 0.0
     q, k = operands[:2] if op.name == "nn.attention" else operands[1:3]
     assert q is not None and k is not None
+    if "dropout_p" in op.attrs:  # block by block, at least one key head at a time, two words of the hash per score
+        scores, heads = product(q[:-1]) * k[-2], product(k[:-2])
+        block = np.minimum(scores, np.maximum(_DROPOUT_BLOCK[kind], scores / heads))
+        return block * (16.0 + 4.0 * max(4, ITEM_BYTES[op_dtype(op)])) + 8.0 * product(q[:-1])
     copies = 3.0 if op.name == "nn.attention" else 4.0
     return copies * max(4, ITEM_BYTES[op_dtype(op)]) * product(q[:-1]) * k[-2]
 
