@@ -54,7 +54,7 @@ def nest(flat: list[Any], like: Operands) -> Operands:
 
 
 def execute(name: str, operands: Operands, attrs: Attrs) -> list[Tensor | None]:
-    if "index" in attrs:  # random numbers on one device: only the runtime knows of parts
+    if name.startswith("nn.") and "index" in attrs:  # random numbers on one device: only the runtime knows of parts
         settings = {k: from_attr(v, None) for k, v in attrs.items()}
         result = getattr(kernels, name.removeprefix("nn."))(*operands, **settings)
         return list(result) if isinstance(result, tuple) else [result]
