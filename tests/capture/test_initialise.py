@@ -15,6 +15,7 @@ from uniap_compiler.capture.deferred import Recorder, recording
 from uniap_compiler.capture.initialise import NoValue, settle
 from uniap_compiler.ir import Diagnostic
 from uniap_compiler.runtime.initialise import Recipe
+from uniap_compiler.zoo import zoo
 
 from .initialisers import ALL, ByHand, Computed, Copies, Defaults, Looks, Truncated, values
 
@@ -257,3 +258,28 @@ def test_transformers() -> None:
         torch.testing.assert_close(found.mean(), wanted.detach().mean(), rtol=0, atol=0.03)
         torch.testing.assert_close(found.std(), wanted.detach().std(), rtol=0.08, atol=1e-6)
     assert torch.equal(model.model.rotary_emb.inv_freq, real.model.rotary_emb.inv_freq)
+
+
+QUICK = ("gpt2-xl", "swin-huge")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in zoo()])
+def test_zoo(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every parameter has the mean and spread that transformers gives it, every buffer its values."""
+    pytest.importorskip("transformers")
+    from uniap_compiler.zoo import spec
+
+    real = spec.find_task(f"zoo:{name}@small").model
+    monkeypatch.setattr(spec, "REAL", 0)
+    model = spec.find_task(f"zoo:{name}@small").model
+    initial = initial_values(model)
+    for n, buffer in real.named_buffers():
+        assert torch.equal(values(initial[n]), buffer), n
+    for n, p in real.named_parameters():
+        assert model.get_parameter(n).is_meta or bool((p == p.flatten()[0]).all())
+        wanted, found = p.detach().double(), values(initial[n]).double()
+        assert found.shape == wanted.shape and torch.equal((found == 0).sum(), (wanted == 0).sum()), n
+        spread = max(float(found.std(correction=0)), float(wanted.std(correction=0)))
+        count = math.sqrt(wanted.numel())
+        assert abs(float(found.mean() - wanted.mean())) <= 9 * spread / count + 1e-12, n
+        assert abs(float(found.std(correction=0) - wanted.std(correction=0))) <= 5 * spread / count, n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from uniap_compiler import driver
+from uniap_compiler import TrainingTask, driver, on_meta
 from uniap_compiler.capture import initial_values, load_task
 from uniap_compiler.ir import Diagnostic
 from uniap_compiler.runtime.errors import BundleError
@@ -27,6 +28,7 @@ from .without_memory import task as make_task
 HERE = Path(__file__).parent
 SPEC = f"{HERE / 'without_memory.py'}:task"
 PLANS = ["dp=4", "tp=4", "pp=2,dp=2,shard=parameters", "pp=2,tp=2", "dp=2,tp=2,shard=optimizer"]
+CPU = torch.device("cpu")
 Compile = Callable[..., Path]
 
 
@@ -226,3 +228,47 @@ def test_partial_weights(compiled: Compile, tmp_path: Path) -> None:
         record = {"dtype": "float64", "slices": [[[size, 0, size]] for size in entry["shape"]]}
         found = values.read(name, record, torch.device("cpu"))
         assert torch.equal(found, wanted[name] if name == "blocks.0.down.weight" else state[f"net.{name}"].double())
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def peak() -> int:
+    """Bytes, the most that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_compiling_takes_no_memory_for_weights(tmp_path: Path) -> None:
+    class Wide(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = torch.nn.Linear(1024, 300_000), torch.nn.Linear(300_000, 1024)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(self.up(x).relu()).square().mean()
+
+    before = peak()
+    task = TrainingTask(on_meta(Wide), torch.zeros(4, 1024))
+    out = driver.compile(task, "a100-80gb", 16, out=tmp_path / "build", force="tp=8").bundle
+    assert peak() - before < 600e6, "the weights are 2.4 GB"
+    record = {"dtype": "float32", "slices": [[[300_000, 37_500, 37_508]], [[1024, 0, 1024]]]}
+    part = InitialValues(out, manifest(out)).read("up.weight", record, CPU)
+    assert float(part.abs().max()) == pytest.approx(1 / 32, rel=1e-3) and peak() - before < 600e6
+
+
+@pytest.mark.parametrize("padding", [0, 1], ids=["aligned", "not"])
+def test_a_slice_of_a_checkpoint_is_all_that_is_read(padding: int, tmp_path: Path) -> None:
+    path, rows = tmp_path / "w.safetensors", 1 << 19
+    header = json.dumps({"w": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, rows * 4096]}}).encode()
+    header += b" " * (-len(header) % 8 + padding)
+    with open(path, "wb") as file:  # 2 GiB, and none of it on the disk
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.seek(1000 * 4096, 1)
+        file.write(torch.arange(1024.0).numpy().tobytes())
+        file.truncate(8 + len(header) + rows * 4096)
+    told = {"parameters": {"w": {"shape": [rows, 1024]}}, "weights": {}}
+    before = peak()
+    record = {"dtype": "float32", "slices": [[[rows, 512, 1024]], [[1024, 0, 1024]]]}
+    found = InitialValues(tmp_path, told, path).read("w", record, CPU)
+    assert torch.equal(found[1000 - 512], torch.arange(1024.0)) and int((found != 0).sum()) == 1023
+    assert peak() - before < 64e6

@@ -124,7 +124,7 @@ def make(
     rows = _combined(indices[:-1], sizes, lambda a, b: a + b, 0)
     boxes = [_masks(step, indices) for step in steps]
     flat, inner = out.view(rows.numel(), -1), indices[-1]
-    block = _BLOCK.get(device.type, 1 << 24)
+    block = _BLOCK.get(device.type, 1 << 22)
     width = min(block, inner.numel())
     height = max(1, block // width)
     for top in range(0, rows.numel(), height):

@@ -41,19 +41,33 @@ class SafetensorsFile:
 
     def tensor(self, name: str) -> torch.Tensor:
         """A view of the file: copy what is to be kept."""
+        raw, dtype = self._bytes(name)
+        if raw.storage_offset() % dtype.itemsize:
+            raw = raw.clone()
+        return raw.view(dtype).view(self.header[name]["shape"])
+
+    def piece(self, name: str, slices: pieces.Slices) -> torch.Tensor:
+        """A copy of the part that the slices describe; nothing else of the file is read."""
+        raw, dtype = self._bytes(name)
+        if raw.storage_offset() % dtype.itemsize == 0:
+            return pieces.read(self.tensor(name), slices)
+        # The file does not keep elements where torch can address them: its bytes as one more dim.
+        size = dtype.itemsize
+        found = pieces.read(raw.view(*self.header[name]["shape"], size), [*slices, [[size, 0, size]]])
+        return found.view(dtype).view(pieces.local_shape(slices))
+
+    def _bytes(self, name: str) -> tuple[torch.Tensor, torch.dtype]:
         entry = self.header[name]
         begin, end = entry["data_offsets"]
         if entry["dtype"] not in DTYPES:
             raise BundleError(f"{self.path}: {name} is {entry['dtype']}, which is not supported")
         dtype = DTYPES[entry["dtype"]]
         if begin == end:
-            return torch.empty(entry["shape"], dtype=dtype)
+            return torch.empty(0, dtype=torch.uint8), dtype
         if self._start + end > len(self._memory):
             raise BundleError(f"{self.path} is cut off: {name} lies beyond its end")
-        raw = torch.frombuffer(self._memory, dtype=torch.uint8, count=end - begin, offset=self._start + begin)
-        if (self._start + begin) % dtype.itemsize:
-            raw = raw.clone()
-        return raw.view(dtype).view(entry["shape"])
+        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        return whole[self._start + begin : self._start + end], dtype
 
 
 class Weights:
@@ -78,11 +92,10 @@ class Weights:
     def read(self, name: str, record: Mapping[str, Any]) -> torch.Tensor:
         if name not in self._where:
             raise BundleError(f"no weights for {name} in {', '.join(str(p) for p in self.paths) or 'this bundle'}")
-        full = self._where[name].tensor(name)
-        wanted = pieces.full_shape(record["slices"])
-        if list(full.shape) != wanted:
-            raise BundleError(f"the weights of {name} have shape {list(full.shape)}, the bundle needs {wanted}")
-        return pieces.read(full, record["slices"]).to(getattr(torch, record["dtype"]))
+        shape, wanted = self.shape(name), pieces.full_shape(record["slices"])
+        if shape != wanted:
+            raise BundleError(f"the weights of {name} have shape {shape}, the bundle needs {wanted}")
+        return self._where[name].piece(name, record["slices"]).to(getattr(torch, record["dtype"]))
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor], dtypes: Mapping[str, torch.dtype] | None = None) -> None:
