@@ -12,10 +12,10 @@ go over the major axis, and something else (the queries' groups, a pending opera
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import prod
+from math import gcd, prod
 from typing import Union
 
-from uniap_compiler.ir import Dim, Rule
+from uniap_compiler.ir import Atom, Dim, Rule, Struct
 
 WHOLE, SUM, MAX = "whole", "sum", "max"
 
@@ -39,27 +39,45 @@ def enumerate_choices(rule: Rule | None, sizes: Mapping[str, Dim], mesh: tuple[i
         return [whole]
     devices = prod(mesh)
     splittable = {f: n for f in rule.factors() if f not in rule.keep and isinstance(n := sizes[f], int) and n > 1}
+    for name, factors in rule.route:  # it divides where all of them do
+        if all(f in splittable for f in factors):
+            splittable[name] = gcd(*(splittable[f] for f in factors))
     picks: list[Pick] = [f for f, size in splittable.items() if size % devices == 0]
     picks += rule.linear
     choices: list[Choice] = [whole] + [(pick,) * len(mesh) for pick in picks]
     for cut in range(1, len(mesh)):
-        choices += _mixed(splittable, list(rule.linear), mesh, cut)
+        choices += _mixed(splittable, list(rule.linear), _neighbours(rule), mesh, cut)
     return list(dict.fromkeys(choices))
 
 
-def _mixed(sizes: dict[str, int], linear: list[tuple[int, ...]], mesh: tuple[int, ...], cut: int) -> Iterator[Choice]:
-    """Axes before `cut` do one thing, the others another; one of them must be a factor that cannot take all axes."""
+def _neighbours(rule: Rule) -> set[tuple[str, str]]:
+    """(f, g) where g is minor to f in a dim: `(kv group)` gives (kv, group)."""
+    groups = {group for dims in (*rule.operands, *rule.results) for group in dims or ()}
+    return {(f, g) for group in groups for i, f in enumerate(group) for g in group[i + 1 :]}
+
+
+def _mixed(
+    sizes: dict[str, int],
+    linear: list[tuple[int, ...]],
+    neighbours: set[tuple[str, str]],
+    mesh: tuple[int, ...],
+    cut: int,
+) -> Iterator[Choice]:
+    """Axes before `cut` do one thing, the others another; one of them must be a factor that cannot take all axes.
+
+    Two factors go on with the split of one dim: the minor axes take a factor that is minor to the other's.
+    """
     head, tail = prod(mesh[:cut]), prod(mesh[cut:])
     rest: list[Pick] = [None, *linear]
-    heads = rest + [f for f, n in sizes.items() if n % head == 0]
-    tails = rest + [f for f, n in sizes.items() if n % tail == 0]
     for factor, size in sizes.items():
         if size % (head * tail) == 0:
             continue
         if size % head == 0 and size % (head * mesh[cut]):
-            yield from ((factor,) * cut + (t,) * (len(mesh) - cut) for t in tails if t != factor)
+            tails = rest + [f for f, n in sizes.items() if n % tail == 0 and (factor, f) in neighbours]
+            yield from ((factor,) * cut + (t,) * (len(mesh) - cut) for t in tails)
         elif size % tail == 0 and size % (mesh[cut - 1] * tail) and size % mesh[0]:
-            yield from ((h,) * cut + (factor,) * (len(mesh) - cut) for h in heads if h != factor)
+            heads = rest + [f for f, n in sizes.items() if n % head == 0 and (f, factor) in neighbours]
+            yield from ((h,) * cut + (factor,) * (len(mesh) - cut) for h in heads)
 
 
 def operand_state(rule: Rule, position: int, choice: Choice) -> State:
@@ -70,7 +88,8 @@ def operand_state(rule: Rule, position: int, choice: Choice) -> State:
     def on_axis(pick: Pick) -> AxisState:
         if isinstance(pick, tuple):
             return SUM if position in pick else WHOLE
-        return atoms.index(pick) if pick in atoms else WHOLE
+        split = [f for f in rule.split_by(pick) if f in atoms] if pick is not None else []
+        return atoms.index(split[0]) if split else WHOLE
 
     return tuple(on_axis(pick) for pick in choice)
 
@@ -85,8 +104,9 @@ def result_state(rule: Rule, position: int, choice: Choice) -> State:
             return WHOLE
         if isinstance(pick, tuple):
             return SUM
-        if pick in atoms:
-            return atoms.index(pick)
+        split = [f for f in rule.split_by(pick) if f in atoms]
+        if split:
+            return atoms.index(split[0])
         if pick not in reduce:
             raise ValueError(f"{rule}: factor {pick} is missing in result {position} and in sum, max, copy and keep")
         return {"sum": SUM, "max": MAX, "copy": WHOLE}[reduce[pick]]
@@ -105,3 +125,8 @@ def factor_sizes(rule: Rule, shapes: list[tuple[Dim, ...] | None]) -> dict[str, 
     if missing:
         raise ValueError(f"{rule} does not give the size of {', '.join(missing)}")
     return sizes
+
+
+def split_attr(choice: Choice) -> Struct:
+    """The attribute `split` of an op that does this: `#split<t0 = k>`."""
+    return Struct("split", tuple((f"t{i}", Atom(pick)) for i, pick in enumerate(choice) if isinstance(pick, str)))
