@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from uniap_compiler.ir import Atom
 
+from .case_tools import bools, case, f, ints, pos
+from .kernel_cases import kernels, resampling, scattering, selections, windows
 from .validate import Case
-
-
-def case(name: str, *operands: Any, **attrs: Any) -> Case:
-    return Case(name, list(operands), attrs)
-
-
-def f(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def pos(*shape: int) -> Tensor:
-    return torch.rand(shape, dtype=torch.float64) + 0.5
-
-
-def ints(high: int, *shape: int, low: int = 0) -> Tensor:
-    return torch.randint(low, high, shape)
-
-
-def bools(*shape: int) -> Tensor:
-    return torch.rand(shape) > 0.5
 
 
 def pointwise() -> list[Case]:
@@ -416,6 +396,7 @@ FAMILIES = {
     f.__name__: f
     for f in (
         pointwise, contraction, reduction, views, indexing, creation, norm, attention, convolution, pooling, losses,
+        kernels, selections, scattering, windows, resampling,
         random,
     )
 }  # fmt: skip

@@ -30,12 +30,19 @@ _SAME = {
     torch.ops.aten.detach_.default,
     torch.ops.aten.lift_fresh_copy.default,
 }
+_INITIALISED = {
+    torch.ops.aten.empty_like.default: torch.ops.aten.zeros_like.default,
+    torch.ops.aten.empty.memory_format: torch.ops.aten.zeros.default,
+    torch.ops.aten.new_empty.default: torch.ops.aten.new_zeros.default,
+}
+"""Memory that torch fills afterwards: written down with contents, so that a programme never depends on garbage."""
 
 
 class Recorder(TorchDispatchMode):
     """ops: what ran so far.  locate: asked for the source location of each new op, given its operands.
 
-    rewrite: torch code that runs, recorded, in place of a kernel.  detach: whether detach is an op.
+    rewrite: torch code that runs, recorded, in place of a kernel; it may answer NotImplemented, and the kernel stays.
+    detach: whether detach is an op.
     """
 
     def __init__(
@@ -72,7 +79,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func in self.rewrite:
             with self:
-                return self.rewrite[func](*args, **kwargs)
+                rewritten = self.rewrite[func](*args, **kwargs)
+            if rewritten is not NotImplemented:
+                return rewritten
         result = func(*args, **kwargs)
         if func.namespace not in ("aten", "uniap"):
             if isinstance(result, torch.Tensor) or isinstance(result, (tuple, list)):
@@ -91,7 +100,7 @@ class Recorder(TorchDispatchMode):
 
     def _record(self, func: OpOverload, args: Any, kwargs: Any, results: list[Any]) -> None:
         operands, attrs = split_arguments(func, args, kwargs, self.value_of)
-        name = op_name(func)
+        name = op_name(_INITIALISED.get(func, func))
         base = re.sub(r"^_+", "", name.split(".")[1])
         values = []
         for r in results:  # a kernel may skip results by an output mask; those are never read

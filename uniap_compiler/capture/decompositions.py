@@ -5,7 +5,8 @@ arithmetic where torch would hide a reduction over the batch, torch's own defini
     aten.mean.dim(x, [0])         ->  aten.sum.dim_IntList; aten.div.Scalar {other = B}
     aten.cross_entropy_loss(x, t) ->  nn.cross_entropy; aten.sum; aten.ne.Scalar; aten.sum; aten.div.Tensor
 
-Each function is ordinary torch code; torch.export runs it in place of the op and records what it does.
+Each function is ordinary torch code; torch.export runs it in place of the op and records what it does.  Losses are in
+losses.py, single ops that torch would leave as one kernel in composites.py.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 from uniap_compiler.bridge.ops import equation_of
+
+from .composites import COMPOSITES
+from .losses import LOSSES
 
 aten = torch.ops.aten
 uniap = torch.ops.uniap
@@ -143,63 +147,6 @@ def sdpa_dropout(
     return attention(q, k, v, mask, p, causal, scale=scale, key=key)
 
 
-def cross_entropy(
-    x: Tensor,
-    target: Tensor,
-    weight: Optional[Tensor] = None,
-    reduction: int = 1,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    class_dim = 0 if x.dim() == 1 else 1
-    if target.is_floating_point():
-        loss = -(torch.log_softmax(x, class_dim) * _smoothed(target, x.shape[class_dim], label_smoothing))
-        loss = loss if weight is None else loss * weight.view([-1] + [1] * (x.dim() - 1 - class_dim))
-        total = loss.sum()
-        return (
-            loss.sum(class_dim)
-            if reduction == 0
-            else total / (x.numel() // x.shape[class_dim])
-            if reduction == 1
-            else total
-        )
-    x = _class_last(x)
-    loss = uniap.cross_entropy(x, target, ignore_index)[0]
-    if label_smoothing:
-        picked = uniap.pick(x, target, ignore_index)
-        uniform = (loss + picked - x.sum(-1) / x.shape[-1]).masked_fill(target == ignore_index, 0.0)
-        if weight is not None:
-            raise NotImplementedError("cross_entropy with both class weights and label smoothing is not supported")
-        loss = loss * (1.0 - label_smoothing) + uniform * label_smoothing
-    return _average(loss, target, weight, reduction, ignore_index)
-
-
-def _smoothed(target: Tensor, classes: int, label_smoothing: float) -> Tensor:
-    return target * (1.0 - label_smoothing) + label_smoothing / classes if label_smoothing else target
-
-
-def _class_last(x: Tensor) -> Tensor:
-    return x.movedim(1, -1) if x.dim() > 2 else x
-
-
-def _average(loss: Tensor, target: Tensor, weight: Optional[Tensor], reduction: int, ignore_index: int) -> Tensor:
-    valid = target != ignore_index
-    if weight is not None:
-        factors = weight[torch.where(valid, target, 0)].masked_fill(~valid, 0.0)
-        loss = loss * factors
-        count = factors.sum()
-    else:
-        count = valid.sum().to(loss.dtype)
-    return loss if reduction == 0 else loss.sum() if reduction == 2 else loss.sum() / count
-
-
-def nll_loss(
-    x: Tensor, target: Tensor, weight: Optional[Tensor] = None, reduction: int = 1, ignore_index: int = -100
-) -> Tensor:
-    loss = -uniap.pick(_class_last(x), target, ignore_index)
-    return _average(loss, target, weight, reduction, ignore_index)
-
-
 def embedding(
     weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
 ) -> Tensor:
@@ -233,27 +180,6 @@ def var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = F
 
 def std(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
     return var(x, dim, correction=correction, keepdim=keepdim).sqrt()
-
-
-def mse_loss(x: Tensor, y: Tensor, reduction: int = 1) -> Tensor:
-    d = x - y
-    return _reduced(d * d, reduction)
-
-
-def l1_loss(x: Tensor, y: Tensor, reduction: int = 1) -> Tensor:
-    return _reduced((x - y).abs(), reduction)
-
-
-def _reduced(loss: Tensor, reduction: int) -> Tensor:
-    return loss if reduction == 0 else loss.sum() if reduction == 2 else loss.sum() / loss.numel()
-
-
-def bce_with_logits(
-    x: Tensor, y: Tensor, weight: Optional[Tensor] = None, pos_weight: Optional[Tensor] = None, reduction: int = 1
-) -> Tensor:
-    softplus = (-x).relu() + torch.log1p(torch.exp(-x.abs()))  # -log sigmoid(x)
-    loss = (1 - y) * x + (softplus if pos_weight is None else softplus * (1 + (pos_weight - 1) * y))
-    return _reduced(loss if weight is None else loss * weight, reduction)
 
 
 def adaptive_avg_pool1d(x: Tensor, size: list[int]) -> Tensor:
@@ -382,21 +308,15 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.dot.default: matmul,
     aten.addmm.default: addmm,
     aten.baddbmm.default: addmm,
+    aten.addmv.default: addmm,
     aten.einsum.default: einsum,
     aten.scaled_dot_product_attention.default: attention,
     uniap.sdpa_dropout.default: sdpa_dropout,
-    aten.cross_entropy_loss.default: cross_entropy,
-    aten.nll_loss_nd.default: nll_loss,
-    aten.nll_loss.default: nll_loss,
-    aten.nll_loss2d.default: nll_loss,
     aten.embedding.default: embedding,
     aten.mean.dim: mean,
     aten.mean.default: mean_all,
     aten.var.correction: var,
     aten.std.correction: std,
-    aten.mse_loss.default: mse_loss,
-    aten.l1_loss.default: l1_loss,
-    aten.binary_cross_entropy_with_logits.default: bce_with_logits,
     aten._native_batch_norm_legit_functional.default: batch_norm_functional,
     aten._native_batch_norm_legit.no_stats: batch_norm_no_stats,
     aten._native_batch_norm_legit_no_training.default: batch_norm_eval,
@@ -410,6 +330,8 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.feature_dropout.default: dropout,
     aten.alpha_dropout.default: dropout,
     aten.feature_alpha_dropout.default: dropout,
+    **LOSSES,
+    **COMPOSITES,
 }
 
 

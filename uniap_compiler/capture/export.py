@@ -18,6 +18,7 @@ from uniap_compiler.ir import Diagnostic, Loc
 
 from . import batch as batches
 from .decompositions import table
+from .functional import Capturable
 from .precision import promoted
 from .random_ops import has_rule, is_random, number
 from .task import TrainingTask
@@ -85,7 +86,7 @@ def export(
         for _, t in (*batches.leaves(task.batch, "batch"), *batches.leaves(task.targets, "targets"))
     )
     step = Step(task)
-    with warnings.catch_warnings(), promoted(dtype):
+    with warnings.catch_warnings(), promoted(dtype), Capturable():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(step, tensors, strict=False)

@@ -67,7 +67,8 @@ def _run(
 
 def _call(node: Node, args: Any, kwargs: Any, locate: Callable[[Node], Loc | None], current: list[Loc | None]) -> Any:
     if isinstance(node.target, torch._ops.OpOverload):
-        return OWN.get(node.target, node.target)(*args, **kwargs)
+        result = OWN[node.target](*args, **kwargs) if node.target in OWN else NotImplemented
+        return node.target(*args, **kwargs) if result is NotImplemented else result
     if str(node.target) == "wrap_with_set_grad_enabled":
         _, body, *rest = args
         return _run(body, dict(zip(body.graph.find_nodes(op="placeholder"), rest, strict=True)), locate, current)

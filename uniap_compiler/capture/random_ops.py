@@ -241,6 +241,8 @@ def is_random(node: Node) -> bool:
         return bool(values.get("train", True)) and values.get("p", 0.5) != 0
     if target is aten.scaled_dot_product_attention.default:
         return values.get("dropout_p", 0.0) != 0
+    if "dropout" in values:  # a recurrent network of several layers
+        return bool(values["train"]) and values["dropout"] != 0
     return (
         target in TABLE
         or torch.Tag.nondeterministic_seeded in target.tags

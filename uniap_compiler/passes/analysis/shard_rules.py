@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Atoms = dict[Value, tuple[tuple[Dim, ...], ...]]
 """For each value the sizes of the factors of each dim, major to minor; () for a dim of size one."""
 
+ACCUMULATING = ("aten.index_put", "aten._unsafe_index_put", "aten.index_add")
+ZEROS = ("aten.zeros", "aten.new_zeros", "aten.zeros_like")
+
 # Which ops may choose a weaker rule when their factors clash with those of others, in the order of their claims.
 VIEWS = ("aten.view", "aten._unsafe_view", "aten.reshape")
 
@@ -55,6 +58,7 @@ class _Refiner:
             if a.type.shape == b.type.shape:
                 pairs = zip(self.dims[a], self.dims[b])
                 self.nodes.tie([(y, [x]) for x, y in pairs if x != y])
+        self._mark_fresh_tables()
         chosen: dict[Op, tuple[Rule, dict[str, int]]] = {}
         choices = {op: alternatives(op) for op in self.ops}
         # The least detailed rules first: they only tie equal dims.  Then views, then joins and slices, may ask for
@@ -77,6 +81,13 @@ class _Refiner:
         for op, (rule, factors) in chosen.items():
             op.attrs["rule"] = self._refined(op, rule, factors)
         return {v: tuple(tuple(map(as_dim, self.nodes.atoms(n))) for n in dims) for v, dims in self.dims.items()}
+
+    def _mark_fresh_tables(self) -> None:
+        """Gradients of looked-up tables are added to zeros, so that devices may add up parts of the rows."""
+        zeros = {op.results[0] for op in self.ops if op.name in ZEROS}
+        for op in self.ops:
+            if op.name in ACCUMULATING and op.operands[0] in zeros:
+                op.attrs["onto_zeros"] = True
 
     def _tie_weakest(self, op: Op, choices: Sequence[Rule]) -> tuple[Rule, dict[str, int]]:
         try:

@@ -18,6 +18,7 @@ from math import prod
 
 from uniap_compiler.ir import Attr, Attrs, Op, Rule, TensorType, struct
 
+from ..analysis.rules.pooling import UPSAMPLES_BACKWARD
 from ..analysis.rules.table import packet
 from ..analysis.shard_rules import VIEWS, rule_of
 
@@ -224,13 +225,12 @@ _CHANGES: dict[str, Callable[[Local], None]] = {
     "aten.repeat_interleave": _repeat_interleave,
     **dict.fromkeys(("aten.slice", "aten.slice_scatter"), _slice),
     "aten.slice_backward": _slice_backward,
-    "aten.select_backward": _size("input_sizes"),
-    "aten.split_with_sizes": _split_sizes,
-    "aten.split.Tensor": _split_size,
+    **dict.fromkeys(("aten.select_backward", "aten.diagonal_backward", "aten.unfold_backward"), _size("input_sizes")),
+    **dict.fromkeys(("aten.split_with_sizes", "aten.unsafe_split_with_sizes"), _split_sizes),
+    **dict.fromkeys(("aten.split.Tensor", "aten.unsafe_split.Tensor"), _split_size),
     "aten.convolution": _groups,
     "aten.convolution_backward": _convolution_backward,
-    "aten.upsample_nearest2d_backward": _size("input_size"),
-    "aten.upsample_bilinear2d_backward": _size("input_size"),
+    **dict.fromkeys(UPSAMPLES_BACKWARD, _size("input_size")),
     "nn.embedding_backward": _rows,
     "nn.pick_backward": _classes,
     **dict.fromkeys(("nn.bernoulli", "nn.uniform", "nn.normal"), _draw),

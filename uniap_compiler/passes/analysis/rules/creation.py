@@ -20,7 +20,7 @@ def new(op: Op) -> Rule:
     return spell(op, f"x* -> d* | copy x*{linear}", **{"d*": len(op.results[0].type.shape)})
 
 
-@rule("aten.arange")
+@rule("aten.arange", "aten.linspace", "aten.logspace", "aten.eye", "aten.tril_indices", "aten.triu_indices")
 def arange(op: Op) -> Rule:
     """The values depend on the position."""
     return spell(op, "-> d* | keep d*", **{"d*": len(op.results[0].type.shape)})

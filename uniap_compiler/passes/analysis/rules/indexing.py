@@ -98,11 +98,11 @@ def slice_scatter(op: Op) -> Sequence[Rule]:
     return pieces(op, dim, piece, (0, 1))
 
 
-@rule("aten.split.Tensor", "aten.split_with_sizes")
+@rule("aten.split.Tensor", "aten.split_with_sizes", "aten.unsafe_split.Tensor", "aten.unsafe_split_with_sizes")
 def split(op: Op) -> Sequence[Rule]:
     dim = axis(op, len(shape_of(op, 0)))
     piece = gcd(*(result_shape(op, i)[dim] for i in range(len(op.results))))
-    if op.name == "aten.split.Tensor" and result_shape(op)[dim] != piece:
+    if op.name.endswith("split.Tensor") and result_shape(op)[dim] != piece:
         piece = 1  # the attribute says the length of all results but the last
     if len(op.results) == 1:
         return [_whole(op)]
@@ -185,6 +185,39 @@ def index_select(op: Op) -> Rule:
     return make_rule(op, [table, [("i",)]], [out], {}, keep=["n"], linear=[(0,)])
 
 
+@rule("aten.index_add", "aten.index_copy")
+def index_add(op: Op) -> Rule:
+    """self, index, source: rows of the source go to rows of self.  Rows that are added to zeros may come in parts."""
+    rank = len(shape_of(op, 0))
+    dim = axis(op, rank)
+    table: Groups = [("n",) if i == dim else (f"d{i}",) for i in range(rank)]
+    source: Groups = [("i",) if i == dim else (f"d{i}",) for i in range(rank)]
+    zeros = bool(op.attrs.get("onto_zeros")) and op.name == "aten.index_add"
+    return make_rule(
+        op, [table, [("i",)], source], [table], {}, {"i": "sum"} if zeros else {}, ["n"] if zeros else ["n", "i"],
+        linear=[(0, 2), (2,)] if zeros else [(0, 2)],
+    )  # fmt: skip
+
+
+@rule("aten.index_fill")
+def index_fill(op: Op) -> Rule:
+    """self, index[, value]"""
+    rank = len(shape_of(op, 0))
+    dim = axis(op, rank)
+    table: Groups = [("n",) if i == dim else (f"d{i}",) for i in range(rank)]
+    value: list[Groups | None] = [[]] if len(op.flat_operands()) == 3 else []
+    linear = [(0, 2)] if value else [(0,)] if op.attrs.get("value") == 0 else []
+    return make_rule(op, [table, [("i",)], *value], [table], {}, keep=["n", "i"], linear=linear)
+
+
+@rule("aten.bucketize", "aten.isin")
+def look_up(op: Op) -> Rule:
+    """Every element against a list; a bucket's number counts the boundaries below, so parts of the list add up."""
+    if len(op.flat_operands()) == 2:
+        return spell(op, "b*, n* -> b* | " + ("sum n*" if op.name == "aten.bucketize.Tensor" else "keep n*"))
+    return opaque(op) if "element" in op.attrs or "self" in op.attrs else spell(op, "b* -> b*")
+
+
 @rule("aten.gather")
 def gather(op: Op) -> Rule:
     """Dims other than `dim` are tied where the index covers them fully (gather may read a corner of the table)."""
@@ -243,17 +276,26 @@ def index(op: Op) -> Rule:
     return make_rule(op, [table, *groups], [out], {}, keep=_names(table, "n"), linear=[(0,)])
 
 
-@rule("aten.index_put")
+@rule("aten.index_put", "aten._unsafe_index_put")
 def index_put(op: Op) -> Rule:
-    """self with values written (or added) at the indices; only dims that are not indexed may be split."""
+    """self with values written (or added) at the indices; only dims that are not indexed may be split.
+
+    Values that are added to zeros may come in parts: the gradient of a table whose rows are looked up.
+    """
     flat = op.flat_operands()
     count = len(flat) - 2
     if any(v is not None and v.type.dtype in ("i1", "u8") for v in flat[1:-1]):
         return opaque(op)
     groups, table, out = _indexed(op, len(shape_of(op, 0)), 1, count)
     values = out[len(out) - len(shape_of(op, len(flat) - 1)) :]
+    last = len(flat) - 1
+    if op.attrs.get("onto_zeros") and op.attrs.get("accumulate"):
+        parts = dict.fromkeys(_names(out, "i"), "sum")
+        return make_rule(
+            op, [table, *groups, values], [table], {}, parts, _names(table, "n"), linear=[(0, last), (last,)]
+        )
     keep = _names(table, "n") + _names(out, "i")
-    return make_rule(op, [table, *groups, values], [table], {}, keep=keep, linear=[(0, len(flat) - 1)])
+    return make_rule(op, [table, *groups, values], [table], {}, keep=keep, linear=[(0, last)])
 
 
 def _names(groups: Groups, letter: str) -> list[str]:
@@ -278,22 +320,56 @@ def flip(op: Op) -> Rule:
     return make_rule(op, [out], [out], {}, keep=keep, linear=[(0,)])
 
 
-@rule("aten.diagonal")
-def diagonal(op: Op) -> Rule:
-    rank = len(shape_of(op, 0))
-    a, b = int(op.attrs.get("dim1", 0)) % rank, int(op.attrs.get("dim2", 1)) % rank  # type: ignore[arg-type]
+def _diagonals(op: Op, rank: int, first: int, second: int) -> tuple[Groups, Groups, list[str]]:
+    """A tensor, its diagonals along two dims (last dim of the result), and the factors that stay whole."""
+    a, b = (int(op.attrs.get(n, d)) % rank for n, d in (("dim1", first), ("dim2", second)))  # type: ignore[arg-type]
     whole: Groups = [(f"d{i}",) for i in range(rank)]
     rest = [g for i, g in enumerate(whole) if i not in (a, b)]
-    return make_rule(op, [whole], [[*rest, ("k",)]], {}, keep=[f"d{a}", f"d{b}", "k"], linear=[(0,)])
+    return whole, [*rest, ("k",)], [f"d{a}", f"d{b}", "k"]
+
+
+@rule("aten.diagonal")
+def diagonal(op: Op) -> Rule:
+    whole, part, keep = _diagonals(op, len(shape_of(op, 0)), 0, 1)
+    return make_rule(op, [whole], [part], {}, keep=keep, linear=[(0,)])
+
+
+@rule("aten.diagonal_backward")
+def diagonal_backward(op: Op) -> Rule:
+    whole, part, keep = _diagonals(op, len(result_shape(op)), 0, 1)
+    return make_rule(op, [part], [whole], {}, keep=keep, linear=[(0,)])
+
+
+@rule("aten.diag_embed")
+def diag_embed(op: Op) -> Rule:
+    whole, part, keep = _diagonals(op, len(result_shape(op)), -2, -1)
+    return make_rule(op, [part], [whole], {}, keep=keep, linear=[(0,)])
+
+
+@rule("aten.diagonal_scatter")
+def diagonal_scatter(op: Op) -> Rule:
+    whole, part, keep = _diagonals(op, len(shape_of(op, 0)), 0, 1)
+    return make_rule(op, [whole, part], [whole], {}, keep=keep, linear=[(0, 1)])
+
+
+def _windows(rank: int, dim: int) -> tuple[Groups, Groups]:
+    """A tensor, and its windows along `dim`: their number in its place, their length last."""
+    whole: Groups = [("x",) if i == dim else (f"d{i}",) for i in range(rank)]
+    return whole, [*(("y",) if i == dim else g for i, g in enumerate(whole)), ("w",)]
 
 
 @rule("aten.unfold")
 def unfold(op: Op) -> Rule:
     rank = len(shape_of(op, 0))
-    dim = int(op.attrs["dimension"]) % rank  # type: ignore[arg-type]
-    whole: Groups = [("x",) if i == dim else (f"d{i}",) for i in range(rank)]
-    out: Groups = [("y",) if i == dim else g for i, g in enumerate(whole)]
-    return make_rule(op, [whole], [[*out, ("w",)]], {}, keep=["x", "y", "w"], linear=[(0,)])
+    whole, out = _windows(rank, int(op.attrs["dimension"]) % rank)  # type: ignore[arg-type]
+    return make_rule(op, [whole], [out], {}, keep=["x", "y", "w"], linear=[(0,)])
+
+
+@rule("aten.unfold_backward")
+def unfold_backward(op: Op) -> Rule:
+    rank = len(result_shape(op))
+    whole, out = _windows(rank, int(op.attrs["dim"]) % rank)  # type: ignore[arg-type]
+    return make_rule(op, [out], [whole], {}, keep=["x", "y", "w"], linear=[(0,)])
 
 
 @rule("aten.one_hot")

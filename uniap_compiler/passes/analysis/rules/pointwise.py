@@ -13,7 +13,7 @@ from math import inf
 from uniap_compiler.ir import Op, Rule
 
 from .spell import Groups, make_rule, result_shape
-from .table import packet, rule
+from .table import opaque, packet, rule
 
 Linear = list[tuple[int, ...]]
 
@@ -78,6 +78,8 @@ LINEAR: dict[str, Linear | Callable[[Op], Linear]] = {
     "aten.tanh_backward": FIRST,
     "aten.threshold_backward": FIRST,
     "aten.logit_backward": FIRST,
+    "aten.binary_cross_entropy": [(2,)],  # the weight
+    "aten.binary_cross_entropy_backward": [(0,), (3,)],
 }
 
 UNTAGGED: dict[str, Linear | Callable[[Op], Linear]] = {
@@ -99,6 +101,10 @@ UNTAGGED: dict[str, Linear | Callable[[Op], Linear]] = {
     "aten.hardswish_backward": FIRST,
     "aten.hardsigmoid_backward": FIRST,
     "aten.log_sigmoid_backward": FIRST,
+    "aten.hardshrink_backward": FIRST,
+    "aten.softshrink_backward": FIRST,
+    "aten._prelu_kernel": [],
+    "aten._prelu_kernel_backward": FIRST,
     "aten.where.ScalarOther": _where,
     "aten.where.ScalarSelf": _where,
     "aten.where.Scalar": [],
@@ -135,3 +141,11 @@ def pointwise(op: Op) -> Rule:
 
 
 rule(*UNTAGGED)(pointwise)
+
+
+@rule("aten.binary_cross_entropy", "aten.binary_cross_entropy_backward")
+def per_item(op: Op) -> Rule:
+    """A loss that leaves its items as they are; capture writes the sum or mean as an op of its own."""
+    if op.attrs.get("reduction", 1) != 0:
+        return opaque(op)
+    return pointwise(op)

@@ -28,21 +28,23 @@ KIND = {
     "aten.all": "keep",
     "aten.logsumexp": "keep",
     "aten.linalg_vector_norm": "keep",
+    "aten.aminmax": "keep",
 }
+SELECTING = ("aten.max.dim", "aten.min.dim", "aten.median.dim", "aten.nanmedian.dim", "aten.mode", "aten.kthvalue")
 LINEAR = ("aten.sum", "aten.mean")
 
 
 def reduced_dims(op: Op) -> list[int]:
     """The dims that a reduction is over: attribute `dim` (an int, a list, or none for all)."""
     rank = len(shape_of(op, 0))
-    dim = op.attrs.get("dim")
+    dim = op.attrs.get("dim", -1 if op.name in ("aten.mode", "aten.kthvalue") else None)
     if dim is None or dim == [] or dim == ():
         return list(range(rank))
     dims = [d for d in (dim if isinstance(dim, (list, tuple)) else [dim]) if isinstance(d, int)]
     return sorted(d % rank for d in dims) if rank else []
 
 
-@rule(*KIND, "aten.max.dim", "aten.min.dim")
+@rule(*KIND, *SELECTING)
 def reduction(op: Op) -> Rule:
     if len(op.flat_operands()) > 1:  # aten.max.other, aten.min.other
         return pointwise(op)
@@ -52,7 +54,7 @@ def reduction(op: Op) -> Rule:
     left: Groups = [() if i in over else g for i, g in enumerate(whole)]
     if not op.attrs.get("keepdim"):
         left = [g for i, g in enumerate(left) if i not in over]
-    # max.dim and min.dim also return positions, which mean nothing in a part of the dim.
+    # Those that also return positions need the dim whole: a position means nothing in a part of it.
     kind = "keep" if len(op.results) > 1 else KIND[name]
     factors = [f"d{i}" for i in over]
     return make_rule(
@@ -66,7 +68,7 @@ def reduction(op: Op) -> Rule:
     )
 
 
-@rule("aten.cumsum", "aten.cumprod", "aten.sort", "aten.topk")
+@rule("aten.cumsum", "aten.cumprod", "aten.logcumsumexp", "aten.cummax", "aten.cummin", "aten.sort", "aten.topk")
 def along(op: Op) -> Rule:
     """Results of the same rank; the dim is needed whole, and may change its length."""
     rank = len(shape_of(op, 0))

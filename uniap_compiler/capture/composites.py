@@ -1,0 +1,130 @@
+"""Single ops out of simpler ones that have a sharding rule already.
+
+    aten.glu(x)                  ->  aten.slice twice, aten.sigmoid, aten.mul
+    aten.linalg_vector_norm(x)   ->  aten.mul, aten.sum, aten.where, aten.sqrt
+    aten.pixel_shuffle(x)        ->  aten.view, aten.permute, aten.view
+
+A function may answer NotImplemented: the kernel then stays.  Derivatives are those of torch, also at zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def glu(x: Tensor, dim: int = -1) -> Tensor:
+    a, b = x.chunk(2, dim)
+    return a * b.sigmoid()
+
+
+def vector_norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Zero, with the gradient zero, where all entries are zero."""
+    x = x if dtype is None else x.to(dtype)
+    dims = list(range(x.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
+    if not x.is_floating_point() or isinstance(p, complex) or not dims or p < 1:
+        return NotImplemented
+    if p == 1:
+        return x.abs().sum(dims, keepdim)
+    if p == math.inf:
+        return x.abs().amax(dims, keepdim)
+    total = (x * x if p == 2 else x.abs().pow(p)).sum(dims, keepdim)
+    none = total == 0
+    safe = total.masked_fill(none, 1.0)
+    return (safe.sqrt() if p == 2 else safe.pow(1.0 / p)).masked_fill(none, 0.0)
+
+
+def norm(x: Tensor, p: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    return vector_norm(x, 2 if p is None else p, dim, keepdim, dtype=dtype)
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """v scaled to the lengths g of its slices along `dim`."""
+    length = vector_norm(v, 2, [d for d in range(v.dim()) if d != dim % v.dim()], True)
+    return v * (g / length), length
+
+
+def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    y = torch.einsum("...oj,...j->...o", torch.einsum("...i,oij->...oj", a, weight), b)
+    return y if bias is None else y + bias
+
+
+def addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    y = torch.einsum("bmk,bkn->mn", a, b)
+    return x * beta + y * alpha
+
+
+def addr(x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
+    return x * beta + a.unsqueeze(-1) * b * alpha
+
+
+def pixel_shuffle(x: Tensor, r: int) -> Tensor:
+    *outer, c, h, w = x.shape
+    n = len(outer)
+    y = x.view(*outer, c // (r * r), r, r, h, w)
+    return y.permute(*range(n), n, n + 3, n + 1, n + 4, n + 2).reshape(*outer, c // (r * r), h * r, w * r)
+
+
+def pixel_unshuffle(x: Tensor, r: int) -> Tensor:
+    *outer, c, h, w = x.shape
+    n = len(outer)
+    y = x.view(*outer, c, h // r, r, w // r, r)
+    return y.permute(*range(n), n, n + 2, n + 4, n + 1, n + 3).reshape(*outer, c * r * r, h // r, w // r)
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    n, c, *spatial = x.shape
+    return x.view(n, groups, c // groups, *spatial).transpose(1, 2).reshape(x.shape)
+
+
+def rot90(x: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
+    a, b = dims
+    if k % 4 == 2:
+        return x.flip([a, b])
+    if k % 4 == 0:
+        return x.clone()
+    return x.flip([b]).transpose(a, b) if k % 4 == 1 else x.transpose(a, b).flip([b])
+
+
+def pad(x: Tensor, amounts: Sequence[int], mode: str = "constant", value: Optional[float] = None) -> Tensor:
+    """Around the corner: the end comes before the beginning.  Other modes are kernels."""
+    if mode != "circular" or min(amounts) < 0:
+        return NotImplemented
+    for i in range(len(amounts) // 2):
+        dim, before, after = x.dim() - 1 - i, amounts[2 * i], amounts[2 * i + 1]
+        size = x.shape[dim]
+        parts = [x.narrow(dim, size - before, before)] * (before > 0) + [x] + [x.narrow(dim, 0, after)] * (after > 0)
+        x = torch.cat(parts, dim) if len(parts) > 1 else x
+    return x
+
+
+def _recurrent() -> dict[Any, Callable[..., Any]]:
+    """A loop over the sequence out of contractions and activations, as torch defines it; torch's kernel hides it."""
+    torchs = torch.export.default_decompositions()
+    ops = (packet.input for packet in (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu))
+    return {op: torchs[op] for op in ops}
+
+
+COMPOSITES: dict[Any, Callable[..., Any]] = {
+    aten.glu.default: glu,
+    aten.linalg_vector_norm.default: vector_norm,
+    aten.norm.Scalar: norm,
+    aten.norm.ScalarOpt_dim: norm,
+    aten.norm.ScalarOpt_dim_dtype: norm,
+    aten._weight_norm_interface.default: weight_norm,
+    aten.bilinear.default: bilinear,
+    aten.addbmm.default: addbmm,
+    aten.addr.default: addr,
+    aten.pixel_shuffle.default: pixel_shuffle,
+    aten.pixel_unshuffle.default: pixel_unshuffle,
+    aten.channel_shuffle.default: channel_shuffle,
+    aten.rot90.default: rot90,
+    aten.pad.default: pad,
+    **_recurrent(),
+}
