@@ -31,6 +31,7 @@ from .capture.fake import with_memory, without_data
 from .capture.precision import promoted
 from .capture.random_ops import EagerDraws, without_checkpointing
 from .ir import Diagnostic
+from .master_weights import MasterWeights
 from .runtime.bundle import Bundle
 from .runtime.errors import BundleError
 from .runtime.initial import InitialValues
@@ -40,9 +41,12 @@ from .zoo import find_task
 STEPS = 3
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
 FLOOR = 1e-3
-ADAMW_FLOORS = {"float64": FLOOR, "float32": 0.1, "bfloat16": 1.0, "float16": 1.0}
+ADAMW_FLOORS = {"float64": FLOOR, "float32": 0.1, "bfloat16": 0.0, "float16": 0.0}
 """AdamW divides a gradient by its own size: an element's rounding, relative to the element, becomes a part of the step.
-Below this share of the largest element that part is more than the tolerance; at 1 nothing is compared."""
+Below this share of the largest element that part is more than the tolerance."""
+LOW_EPS = 1.0
+"""AdamW's eps below float32.  Many small gradients are mostly rounding, so with a small eps two models differ after one
+step; with a large one the step is the moment times a constant, and every element can be compared."""
 _OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.01, "momentum": 0.9},
     "adamw": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
@@ -62,7 +66,7 @@ class Row:
 
 @dataclass
 class Report:
-    """rows: every comparison.  ranks: how many, and how they ran."""
+    """rows: every comparison.  least: the least precise dtype of the bundle.  ranks: how many, and how they ran."""
 
     dtype: str
     tolerance: float
@@ -70,6 +74,7 @@ class Report:
     ranks: int = 1
     how: str = "threads of one process"
     disagreement: float = 0.0
+    least: str = "float64"
 
     @property
     def ok(self) -> bool:
@@ -108,7 +113,8 @@ def verify(
     if task is None:
         task = _task(manifest, spec)
     dtype = str(manifest["dtype"])
-    report = Report(dtype, TOLERANCES[dtype], ranks=bundle.world_size)
+    least = str(manifest.get("least_precise", dtype))
+    report = Report(dtype, TOLERANCES[least], ranks=bundle.world_size, least=least)
     batches = make_batches(task, int(manifest["global_batch"]), STEPS)
     initial = _initial(bundle)
     optimizers = [_described(manifest, kind) for kind in _OPTIMIZERS]
@@ -119,6 +125,8 @@ def verify(
     outcomes = _run_bundle(bundle, batches, optimizers, processes)
     for optimizer, found, wanted in zip(optimizers, outcomes, references, strict=True):
         _compare(report, optimizer["kind"], found, wanted)
+        if wanted.masters:
+            _compare_masters(report, optimizer["kind"], found, wanted, initial)
         report.disagreement = max(report.disagreement, found.disagreement)
     if processes:
         report.how = "gloo processes"
@@ -128,7 +136,13 @@ def verify(
 def _described(manifest: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """The settings of a comparison; groups are the task's own where the kind is."""
     own = manifest["optimizer"]
-    return {"kind": kind, "defaults": _OPTIMIZERS[kind], "groups": own["groups"] if own["kind"] == kind else []}
+    groups = own["groups"] if own["kind"] == kind else []
+    defaults = dict(_OPTIMIZERS[kind])
+    if kind == "adamw" and manifest.get("least_precise", manifest["dtype"]) in ("bfloat16", "float16"):
+        defaults["eps"] = LOW_EPS
+    return {
+        "kind": kind, "defaults": defaults, "groups": groups, "master_weights": own.get("master_weights", True)
+    }  # fmt: skip
 
 
 # -- what the two sides start from ----------------------------------------------------------------------------------
@@ -200,6 +214,7 @@ class Outcome:
     gradients: list[Tensors]
     parameters: Tensors
     buffers: Tensors
+    masters: Tensors = field(default_factory=dict)
     disagreement: float = 0.0
     disagreeing: str = ""
 
@@ -223,7 +238,8 @@ def run_reference(
     _load(step, initial)
     micro_batches = int(manifest["micro_batches"])
     named = _canonical(step, manifest)
-    torch_optimizer = _torch_optimizer(named, optimizer)
+    masters = MasterWeights(named if optimizer.get("master_weights", True) else {})
+    torch_optimizer = _torch_optimizer(named | masters.copies, optimizer)
     losses, gradients = [], []
     with promoted(other), without_checkpointing():
         for n, batch in enumerate(batches):
@@ -234,12 +250,15 @@ def run_reference(
                     loss = step(*(_micro_batch(x, m, micro_batches, dtype) for _, x in batch)) / micro_batches
                 _check_draws(draws.sites, manifest)
                 loss.backward()
+                masters.collect()
                 total += float(loss.detach())
             losses.append(total)
-            gradients.append({n: p.grad.clone() for n, p in named.items() if p.grad is not None})
+            updated = named | masters.copies
+            gradients.append({n: p.grad.clone() for n, p in updated.items() if p.grad is not None})
             torch_optimizer.step()
+            masters.round()
     parameters = {name: p.detach() for name, p in named.items()}
-    return Outcome(losses, gradients, parameters, dict(_plain(step.named_buffers())))
+    return Outcome(losses, gradients, parameters, dict(_plain(step.named_buffers())), masters.copies)
 
 
 def _check_draws(sites: int, manifest: Mapping[str, Any]) -> None:
@@ -330,7 +349,8 @@ def _run_bundle(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Diagnostic(f"the bundle's ranks fail: {reason}", notes=notes) from error
     return [
-        Outcome(list(r.losses), [r.gradients], r.parameters, r.buffers, r.disagreement, r.disagreeing) for r in results
+        Outcome(list(r.losses), [r.gradients], r.parameters, r.buffers, r.masters, r.disagreement, r.disagreeing)
+        for r in results
     ]
 
 
@@ -349,12 +369,28 @@ def _compare(report: Report, kind: str, found: Outcome, wanted: Outcome) -> None
     if kind == "sgd":  # the first gradients are the same in both runs
         report.rows += compare_tensors("gradient", found.gradients[0], first)
     after = f"after {STEPS} steps of {kind}"
-    keep = _trusted(wanted.gradients, ADAMW_FLOORS[report.dtype]) if kind == "adamw" else {}
+    keep = _trusted(wanted.gradients, ADAMW_FLOORS[report.least]) if kind == "adamw" else {}
     report.rows += compare_tensors(f"parameter {after}", found.parameters, wanted.parameters, keep)
     report.rows += compare_tensors(f"buffer {after}", found.buffers, wanted.buffers, only=found.buffers)
     if found.disagreement > report.tolerance:
         note = "ranks that hold the same values differ"
         report.rows.append(Row("copies on different ranks", found.disagreeing, found.disagreement, note))
+
+
+def _compare_masters(report: Report, kind: str, found: Outcome, wanted: Outcome, initial: Tensors) -> None:
+    """How far the masters have moved: bfloat16 shows hardly anything of a few steps.  And the rounding, exactly."""
+    moved = [
+        {name: x.detach().double() - initial[name].double() for name, x in side.masters.items() if name in initial}
+        for side in (found, wanted)
+    ]
+    still = {name for name in wanted.masters if name not in wanted.gradients[0]}
+    for side in moved:
+        for name in still:
+            side.pop(name, None)
+    report.rows += compare_tensors(f"change of masters in {STEPS} steps of {kind}", *moved)
+    for name, master in found.masters.items():
+        if not torch.equal(found.parameters[name], master.to(found.parameters[name].dtype)):
+            report.rows.append(Row("rounded master", name, math.inf, "the parameter is not its master rounded"))
 
 
 def compare_tensors(

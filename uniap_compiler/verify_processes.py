@@ -62,7 +62,7 @@ def _launch(folder: Path, size: int) -> None:
 
 
 def _collect(root: Path, folder: Path, size: int) -> Simulation:
-    held: dict[str, list[Tensors]] = {"gradient": [], "param": [], "buffer": []}
+    held: dict[str, list[Tensors]] = {"gradient": [], "param": [], "buffer": [], "master": []}
     for rank in range(size):
         file = SafetensorsFile(folder / f"rank_{rank}.safetensors")
         for kind, found in held.items():
@@ -76,6 +76,7 @@ def _collect(root: Path, folder: Path, size: int) -> Simulation:
     about = json.loads((folder / "rank_0.json").read_text())
     result = Simulation(about["losses"], about["grad_norms"])
     result.gradients = gather(result, ranks, held["gradient"], "PARAMETERS", "gradient of ")
+    result.masters = gather(result, ranks, held["master"], "PARAMETERS", "master of ")
     result.parameters = gather(result, ranks, held["param"], "PARAMETERS", "")
     result.buffers = gather(result, ranks, held["buffer"], "BUFFERS", "")
     return result
@@ -115,6 +116,7 @@ def _train(training: Any, batches: Sequence[Sequence[Tensors]], folder: Path, nu
         if n == 0:
             gradients = {f"gradient:{name}": g.clone() for name, g in result.gradients.items()}
     kept = {role: x for role, x in training.tensors.items() if role.startswith(("param:", "buffer:"))}
+    kept |= {f"master:{name}": x for name, x in training.optimizer.masters().items()}
     save(folder / f"rank_{number}.safetensors", {**gradients, **kept})
     if number == 0:
         (folder / "rank_0.json").write_text(json.dumps({"losses": losses, "grad_norms": norms}))

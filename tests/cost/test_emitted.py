@@ -36,6 +36,7 @@ def annotated() -> str:
     return annotated_mlp(64)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize(
     "force",
     [
@@ -54,7 +55,7 @@ def annotated() -> str:
         "blocks.[012]:tp=4;blocks.[345]:dp=4",
     ],
 )
-def test_bytes_of_a_stage(annotated: str, force: str) -> None:
+def test_bytes_of_a_stage(annotated: str, force: str, dtype: str) -> None:
     from uniap_compiler.cluster import load_cluster
     from uniap_compiler.ir import parse_module
     from uniap_compiler.passes.manager import run_passes
@@ -63,7 +64,7 @@ def test_bytes_of_a_stage(annotated: str, force: str) -> None:
     module.attrs["force"] = force
     run_passes(
         module,
-        parse_pipeline("enumerate-strategies,solve-parallelism"),
+        parse_pipeline(f"promote-dtype{{dtype={dtype}}},enumerate-strategies,solve-parallelism"),
         Session(cluster=load_cluster("laptop")),
         verify_each=False,
     )
@@ -73,12 +74,13 @@ def test_bytes_of_a_stage(annotated: str, force: str) -> None:
     predicted = [op.attrs for op in module.ops if op.name == "plan.stage"]
     run_passes(module, parse_pipeline(LOWER), Session(), verify_each=False)
     for i, row in enumerate(predicted):
-        emitted = measured(module, i, count, in_flight("1f1b", stages, count, i))
+        states = 2 if dtype == "f32" else 3  # of AdamW, and the masters
+        emitted = measured(module, i, count, in_flight("1f1b", stages, count, i), states)
         assert row["activations"] == emitted["activations"]
         assert row["states"] == emitted["states"]
 
 
-def measured(module: Module, stage: int, count: int, held: int) -> dict[str, int]:
+def measured(module: Module, stage: int, count: int, held: int, states: int) -> dict[str, int]:
     funcs = {
         name: module.funcs.get(f"stage_{stage}.{name}")
         for name in ("forward", "backward", "reduce_gradients", "refresh_parameters")
@@ -97,7 +99,7 @@ def measured(module: Module, stage: int, count: int, held: int) -> dict[str, int
     fresh = 2 if count > 1 else 1
     return {
         "activations": held * sum(saved.values()),
-        "states": sum(parameters.values()) + fresh * sum(accumulators.values()) + 2 * sum(homes.values()),
+        "states": sum(parameters.values()) + fresh * sum(accumulators.values()) + states * sum(homes.values()),
     }
 
 

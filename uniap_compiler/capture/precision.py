@@ -4,7 +4,8 @@
         (x.float() * torch.tensor(0.1)).dtype       # torch.float64
 
 A model in float64 still computes parts in float32 where its code says `.float()` or `dtype=torch.float32`; for
-comparisons to 1e-10 those must follow.  The same context serves the programme and the reference.
+comparisons to 1e-10 those must follow.  The same context serves the programme and the reference.  Nothing is ever made
+less precise than the code asks for: a model in bfloat16 is `model.to(torch.bfloat16)`, with its float32 parts.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def _is_low(value: Any) -> bool:
 
 @contextmanager
 def promoted(dtype: torch.dtype | None) -> Iterator[None]:
-    """Inside, every lower float dtype that code asks for is `dtype`; None changes nothing."""
-    if dtype is None:
+    """Inside, every lower float dtype that code asks for is `dtype`; None and what is below float32 change nothing."""
+    if dtype is None or dtype in LOW[1:]:
         yield
         return
     before = torch.get_default_dtype()

@@ -30,6 +30,12 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class ReduceDtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command `compile` to the application."""
     app.command("compile")(compile_command)
@@ -52,6 +58,9 @@ def compile_command(
     ] = None,
     schedule: Annotated[Schedule | None, typer.Option(help="Of the micro-batches over the stages.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Compute in this precision instead of the model's own.")] = None,
+    reduce_dtype: Annotated[
+        ReduceDtype | None, typer.Option(help="Gradients travel between devices in this precision.")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="PATH", help="A safetensors checkpoint that training starts from.")
     ] = None,
@@ -79,7 +88,7 @@ def compile_command(
         raise typer.BadParameter(f"{sources[0]} has its global batch already")
     if plan is not None and (unused := _given(cluster=cluster, force=force, schedule=schedule, write_lp=write_lp)):
         raise typer.BadParameter(f"--plan keeps the plan, so {unused} has no effect")
-    if spec is None and (unused := _given(task=task, seq=seq, weights=weights)):
+    if spec is None and (unused := _given(task=task, seq=seq, weights=weights, reduce_dtype=reduce_dtype)):
         raise typer.BadParameter(f"{sources[0]} has its task already, so {unused} has no effect")
     if spec is not None:
         spec = with_options(spec, task=task, seq=seq)
@@ -87,8 +96,9 @@ def compile_command(
         raise typer.BadParameter("--from goes on in the dtype of the dump; --plan takes --dtype")
 
     compiled = _compile(
-        spec, cluster, global_batch, out, force, schedule, dtype, weights, dump, write_lp, from_, plan, as_json
-    )
+        spec, cluster, global_batch, out, force, schedule, dtype, reduce_dtype, weights, dump, write_lp, from_, plan,
+        as_json,
+    )  # fmt: skip
     if as_json:
         print(json.dumps(summary(compiled)))
         return
@@ -107,8 +117,8 @@ def _given(**options: object) -> str | None:
 
 def _compile(
     spec: str | None, cluster: str | None, global_batch: int | None, out: Path, force: str | None,
-    schedule: Schedule | None, dtype: Dtype | None, weights: Path | None, dump: Path | None,
-    write_lp: Path | None, from_: Path | None, plan: Path | None, quiet: bool,
+    schedule: Schedule | None, dtype: Dtype | None, reduce_dtype: ReduceDtype | None, weights: Path | None,
+    dump: Path | None, write_lp: Path | None, from_: Path | None, plan: Path | None, quiet: bool,
 ) -> Compiled:
     console = Console(stderr=True, emoji=False)
     chosen = schedule.value if schedule is not None else None
@@ -132,6 +142,7 @@ def _compile(
         return driver.compile(
             spec, cluster, global_batch, out=out, force=force, schedule=chosen, dtype=precision, dump=dump,
             write_lp=write_lp, weights=weights, progress=progress,
+            reduce_dtype=reduce_dtype.value if reduce_dtype is not None else None,
         )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from .rank import World, layout_of, shape_of, torch_name
 
 FORMAT = "uniap-bundle/1"
 
+_MANTISSA = {"bf16": 8, "f16": 11, "f32": 24, "f64": 53}
 _OPTIMIZERS: dict[str, dict[str, object]] = {
     "adamw": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
     "sgd": {"lr": 1e-2, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
@@ -44,6 +45,7 @@ def build_manifest(
         "global_batch": setting["global_batch"],
         "schedule": setting["schedule"],
         "dtype": torch_name(setting["dtype"]) if setting["dtype"] else "",
+        **_least_precise(module, setting["dtype"]),
         "mesh": [[axis, size] for axis, size in world.mesh.items()],
         "optimizer": _optimizer(module),
         "inputs": [
@@ -105,6 +107,13 @@ def _optimizer(module: Module) -> dict[str, Any]:
         groups = [*groups, {"parameters": spared, "weight_decay": 0.0}]
     defaults = {**_OPTIMIZERS.get(kind, {}), **own, **fields}
     return {"kind": kind, "defaults": defaults, "groups": groups, **own_precision}
+
+
+def _least_precise(module: Module, dtype: Any) -> dict[str, str]:
+    """Of what is computed and sent, where it is less than the model's own."""
+    dtypes = {v.type.dtype for func in module.funcs.values() for v in func.values()} | {str(dtype)}
+    least = min((d for d in ("bf16", "f16", "f32", "f64") if d in dtypes), key=_MANTISSA.__getitem__, default=dtype)
+    return {"least_precise": torch_name(least)} if dtype and least != str(dtype) and least in LOW else {}
 
 
 def _loss_dtype(module: Module) -> str:

@@ -6,6 +6,9 @@
 
 The formulas are those of torch.optim, elementwise, so a piece is updated as it would be within the whole tensor.
 A parameter without a gradient is left alone: no decay, no step count.
+
+With `master_weights` a bfloat16 or float16 parameter is updated in float32: the state has a float32 copy of the piece,
+its master, and float32 moments; the parameter is the master rounded.
 """
 
 from __future__ import annotations
@@ -25,8 +28,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+_LOW = (torch.bfloat16, torch.float16)
+
+
 class Optimizer:
-    """state: per parameter its moments (tensors) and, for AdamW, the number of its steps."""
+    """state: per parameter its moments and master (tensors) and, for AdamW, the number of its steps."""
 
     def __init__(self, description: Mapping[str, Any], lr: float | None = None) -> None:
         self.kind = str(description["kind"])
@@ -35,6 +41,7 @@ class Optimizer:
         self.defaults = {**_DEFAULTS[self.kind], **description.get("defaults", {})}
         base = float(self.defaults["lr"])
         self.lr = base if lr is None else lr
+        self.master_weights = bool(description.get("master_weights", True))
         self.settings: dict[str, dict[str, Any]] = {}
         for group in description.get("groups", ()):
             own = {k: v for k, v in group.items() if k != "parameters"}
@@ -58,15 +65,31 @@ class Optimizer:
             settings = self.settings.get(name, self.defaults)
             if scale != 1.0:
                 grad = grad * scale
-            update(name, parameters[name], grad, settings, self.lr * settings.get("lr_scale", 1.0))
+            param = parameters[name]
+            master = self._master(name, param)
+            update(name, master, grad.to(master.dtype), settings, self.lr * settings.get("lr_scale", 1.0))
+            if master is not param:
+                param.copy_(master)
+
+    def _master(self, name: str, param: torch.Tensor) -> torch.Tensor:
+        """What is updated: the parameter itself, or its float32 copy."""
+        if not self.master_weights or param.dtype not in _LOW:
+            return param
+        state = self.state.setdefault(name, {})
+        if "master" not in state:
+            state["master"] = param.float()
+        master: torch.Tensor = state["master"]
+        return master
+
+    def masters(self) -> dict[str, torch.Tensor]:
+        return {name: state["master"] for name, state in self.state.items() if "master" in state}
 
     def _adamw(
         self, name: str, param: torch.Tensor, grad: torch.Tensor, settings: Mapping[str, Any], lr: float
     ) -> None:
-        state = self.state.get(name)
-        if state is None:
-            state = {"step": 0, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
-            self.state[name] = state
+        state = self.state.setdefault(name, {})
+        if "step" not in state:
+            state |= {"step": 0, "exp_avg": torch.zeros_like(param), "exp_avg_sq": torch.zeros_like(param)}
         state["step"] += 1
         beta1, beta2 = settings["betas"]
         param.mul_(1 - lr * settings["weight_decay"])
@@ -81,9 +104,9 @@ class Optimizer:
             grad = grad.add(param, alpha=settings["weight_decay"])
         momentum = settings["momentum"]
         if momentum:
-            state = self.state.get(name)
-            if state is None:
-                self.state[name] = state = {"momentum": grad.clone()}
+            state = self.state.setdefault(name, {})
+            if "momentum" not in state:
+                state["momentum"] = grad.clone()
             else:
                 state["momentum"].mul_(momentum).add_(grad, alpha=1 - settings["dampening"])
             grad = grad.add(state["momentum"], alpha=momentum) if settings["nesterov"] else state["momentum"]

@@ -35,6 +35,8 @@ Tensors = dict[str, torch.Tensor]
 class Simulation:
     """Per step the loss and the gradient norm; gradients of the first step (not clipped), the rest after the last step.
 
+    masters: float32 masters of low-precision parameters, where the optimizer keeps them.
+
     disagreement: the largest difference between two ranks' copies of one piece, and what it was ("": none).
     """
 
@@ -43,6 +45,7 @@ class Simulation:
     gradients: Tensors = field(default_factory=dict)
     parameters: Tensors = field(default_factory=dict)
     buffers: Tensors = field(default_factory=dict)
+    masters: Tensors = field(default_factory=dict)
     disagreement: float = 0.0
     disagreeing: str = ""
 
@@ -90,7 +93,7 @@ def run(
     count = len(batches) if steps is None else steps
     losses, norms = [0.0] * count, [0.0] * count
 
-    def work(rank: int, world: World) -> tuple[Tensors, Tensors]:
+    def work(rank: int, world: World) -> tuple[Tensors, Tensors, Tensors]:
         comm = SimulatedComm(world, rank, ranks[rank].GROUPS, ranks[rank].STAGES)
         training = Training(bundle, ranks[rank], comm, Optimizer(optimizer or manifest["optimizer"], lr), clip, weights)
         training.randomness = Randomness(seed, random)
@@ -105,17 +108,16 @@ def run(
                 losses[step], norms[step] = result.loss, result.grad_norm
             if step == 0:
                 gradients = {name: g.clone() for name, g in result.gradients.items()}
-        return gradients, training.tensors
+        return gradients, training.tensors, training.optimizer.masters()
 
     results = run_ranks(size, work, timeout)
     simulation = Simulation(losses, norms)
-    simulation.gradients = gather(
-        simulation, ranks, [gradients for gradients, _ in results], "PARAMETERS", "gradient of "
-    )
+    for attribute, n, what in (("gradients", 0, "gradient of "), ("masters", 2, "master of ")):
+        setattr(simulation, attribute, gather(simulation, ranks, [r[n] for r in results], "PARAMETERS", what))
     for attribute, table, prefix in (("parameters", "PARAMETERS", "param:"), ("buffers", "BUFFERS", "buffer:")):
         held = [
             {role.removeprefix(prefix): x for role, x in tensors.items() if role.startswith(prefix)}
-            for _, tensors in results
+            for _, tensors, _ in results
         ]
         setattr(simulation, attribute, gather(simulation, ranks, held, table, ""))
     return simulation

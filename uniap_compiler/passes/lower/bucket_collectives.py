@@ -44,7 +44,9 @@ def bucket(func: Func) -> None:
     waiting, known = list(func.ops), set(func.params)
     ops: list[Op] = []
     while waiting:
-        ready = [op for op in waiting if op.name in _KINDS and known.issuperset(_operands(op))]
+        possible = [op for op in waiting if known.issuperset(_operands(op))]
+        # Casts go ahead: each makes one more collective ready.
+        ready = [op for op in possible if op.name == "aten._to_copy"] or [op for op in possible if op.name in _KINDS]
         if not ready:
             ready = [waiting[0]]
         chosen = set(ready)

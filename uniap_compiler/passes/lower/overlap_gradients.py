@@ -9,11 +9,13 @@
 
 A copy of @stage_i.backward for the last micro-batch of the table.  Gradients are taken together into buckets, in the
 order in which they become ready; what is left for @stage_i.reduce_gradients are gradients of copies.  A stage whose
-gradients fit one bucket is left alone: there would be nothing behind which the message could hide.
+gradients fit one bucket is left alone: there would be nothing behind which the message could hide.  Gradients that are
+reduced in another precision are cast before they start and after they have come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
@@ -53,7 +55,7 @@ class OverlapGradients:
             last = _Last(backward, found, accumulated, self.bucket_bytes)
             messages += last.messages
             module.funcs = _after(module.funcs, backward.name, last.func)
-            _forget(reduce, {r.operand for r in found.values()})
+            _forget(reduce, list(found.values()))
             if not reduce.ops and not reduce.returns:
                 del module.funcs[name]
         return f"{messages} messages start inside the last backward"
@@ -61,11 +63,17 @@ class OverlapGradients:
 
 @dataclass(frozen=True)
 class _Reduction:
-    """What reduce_gradients does with one accumulator: a single collective, whose result is final."""
+    """What reduce_gradients does with one accumulator: a single collective, whose result is final, or is when cast."""
 
     operand: Value
+    before: Op | None
     op: Op
+    after: Op | None
     role: str
+
+    @property
+    def ops(self) -> list[Op]:
+        return [op for op in (self.before, self.op, self.after) if op is not None]
 
 
 def _reductions(reduce: Func, backward: Func) -> dict[str, _Reduction]:
@@ -74,13 +82,24 @@ def _reductions(reduce: Func, backward: Func) -> dict[str, _Reduction]:
     readers = users(reduce)
     found = {}
     for value, role in zip(reduce.params, args, strict=True):
-        ops = readers[value]
-        if role not in made or len(ops) != 1 or ops[0].name not in _REDUCTIONS or value in reduce.returns:
+        if role not in made:
             continue
-        result = ops[0].results[0]
-        if not readers[result] and reduce.returns.count(result) == 1:
-            found[role] = _Reduction(value, ops[0], results[reduce.returns.index(result)])
+        before, sent = _only(readers, reduce, value, ("aten._to_copy",))
+        op, came = _only(readers, reduce, sent, _REDUCTIONS)
+        after, result = _only(readers, reduce, came, ("aten._to_copy",))
+        if op is not None and not readers[result] and reduce.returns.count(result) == 1:
+            found[role] = _Reduction(value, before, op, after, results[reduce.returns.index(result)])
     return found
+
+
+def _only(
+    readers: Mapping[Value, list[Op]], func: Func, value: Value, names: Collection[str]
+) -> tuple[Op | None, Value]:
+    """The op of one of these names that alone reads the value, and its result; else none, and the value."""
+    ops = readers[value]
+    if len(ops) != 1 or ops[0].name not in names or value in func.returns:
+        return None, value
+    return ops[0], ops[0].results[0]
 
 
 class _Last:
@@ -94,8 +113,8 @@ class _Last:
         """gradient of the last micro-batch -> the reduced sum over all of them"""
         args, results = _list(self.func, "args"), _list(self.func, "results")
         ready = {v: role for v, role in zip(self.func.returns, results, strict=True) if v is not None and role in found}
-        waiting: dict[tuple[object, ...], list[tuple[Value, Value, Op]]] = {}
-        """per kind of message: (gradient, value to reduce, the collective that reduce_gradients had for it)"""
+        waiting: dict[tuple[object, ...], list[tuple[Value, Value, _Reduction]]] = {}
+        """per kind of message: (gradient, value to reduce, what reduce_gradients did with it)"""
         ops: list[Op] = []
         for op in self.func.ops:
             ops.append(op)
@@ -107,8 +126,10 @@ class _Last:
                     args.append(ready[value])
                     total = Value(self.namer(value.name), value.type)
                     ops.append(Op("aten.add.Tensor", [held, value], [total]))
-                how = found[ready[value]].op
-                key = (how.name, how.attrs["group"], how.attrs.get("op"), value.type.dtype)
+                how = found[ready[value]]
+                if how.before is not None:
+                    total = self._again(how.before, total, ops)
+                key = (how.op.name, how.op.attrs["group"], how.op.attrs.get("op"), total.type.dtype)
                 bucket = waiting.setdefault(key, [])
                 bucket.append((value, total, how))
                 if sum(_bytes(sent) for _, sent, _ in bucket) >= limit:
@@ -120,25 +141,33 @@ class _Last:
         self.func.attrs["args"] = list(args)
         self.func.attrs["results"] = [found[role].role if role in found else role for role in results]
 
-    def _start(self, bucket: list[tuple[Value, Value, Op]]) -> Op:
+    def _again(self, op: Op, operand: Value, ops: list[Op]) -> Value:
+        """A copy of a cast."""
+        result = Value(self.namer(operand.name), op.results[0].type)
+        ops.append(Op(op.name, [operand], [result], dict(op.attrs), loc=op.loc))
+        return result
+
+    def _start(self, bucket: list[tuple[Value, Value, _Reduction]]) -> Op:
         """The message of a bucket; its wait is kept for the end of the func."""
         self.messages += 1
         sent = [total for _, total, _ in bucket]
-        how = [op for _, _, op in bucket]
+        how = [reduction.op for _, _, reduction in bucket]
         handle = Value(self.namer(f"{sent[0].name}.handle"), sent[0].type)
         results = [Value(self.namer(total.name), op.results[0].type) for total, op in zip(sent, how)]
-        self.final.update({value: result for (value, _, _), result in zip(bucket, results)})
         self.waits.append(Op("comm.wait", [handle], results))
+        for (value, _, reduction), result in zip(bucket, results):
+            self.final[value] = self._again(reduction.after, result, self.waits) if reduction.after else result
         message = how[0] if len(how) == 1 else joined(how)
         operands: list[Value | list[Value | None] | None] = [sent[0] if len(sent) == 1 else [*sent]]
         return Op(f"{message.name}_start", operands, [handle], dict(message.attrs))
 
 
-def _forget(reduce: Func, operands: set[Value]) -> None:
+def _forget(reduce: Func, found: Sequence[_Reduction]) -> None:
     """Take the reductions of these accumulators out of reduce_gradients."""
-    gone = {r for op in reduce.ops if operands & set(op.flat_operands()) for r in op.results}
+    operands, ops = {r.operand for r in found}, {op for r in found for op in r.ops}
+    gone = {r for op in ops for r in op.results}
     args, results = _list(reduce, "args"), _list(reduce, "results")
-    reduce.ops = [op for op in reduce.ops if not operands & set(op.flat_operands())]
+    reduce.ops = [op for op in reduce.ops if op not in ops]
     reduce.attrs["args"] = [role for role, p in zip(args, reduce.params, strict=True) if p not in operands]
     reduce.attrs["results"] = [role for role, v in zip(results, reduce.returns, strict=True) if v not in gone]
     reduce.params = [p for p in reduce.params if p not in operands]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from uniap_compiler.ir import Atom, Attr, Func, Layout, Loc, Namer, Op, Rule, TensorType, Value
 
@@ -59,6 +60,20 @@ class Segment:
         rule = Rule((dims, dims), (dims,), linear=((0, 1),), sizes=sizes)
         assert a.type.layout == b.type.layout, f"{a} and {b} differ in layout"
         return self.op("aten.add.Tensor", [a, b], a.type, wish, rule=rule)
+
+    def cast(self, value: Value, dtype: str) -> Value:
+        """`value` in another floating-point dtype, pending sums included."""
+        if value.type.dtype == dtype:
+            return value
+        dims = tuple((f"d{n}",) for n in range(len(value.type.shape)))
+        sizes = tuple((f"d{n}", size) for n, size in enumerate(value.type.shape))
+        rule = Rule((dims,), (dims,), linear=((0,),), sizes=sizes)
+        type = replace(value.type, dtype=dtype)
+        return self.op("aten._to_copy", [value], type, value.name, dtype=Atom(dtype), rule=rule)
+
+    def reduced(self, value: Value, layout: Layout, dtype: str) -> Value:
+        """A gradient in another layout, sent in this dtype."""
+        return value if value.type.layout == layout else self.to(self.cast(value, dtype), layout)
 
     def zeros(self, type: TensorType, wish: str) -> Value:
         return self.op("aten.full", [], type, wish, size=list(type.shape), fill_value=0.0, dtype=Atom(type.dtype))

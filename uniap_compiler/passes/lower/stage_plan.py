@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from uniap_compiler.ir import Diagnostic, Func, Layout, Module, Op, Struct, Value
+from uniap_compiler.ir import Diagnostic, Func, Layout, Module, Op, Struct, TensorType, Value
+from uniap_compiler.passes.analysis.precision import Precision
 
 from .mesh import axes_of
 from .parameters import Resident, reader
@@ -61,6 +62,7 @@ class StagePlan:
     micro_batches: int
     calls: list[Call]
     loss: Value | None
+    precision: Precision
     definition: dict[Value, Call] = field(default_factory=dict)
     """activation -> the call that makes it"""
     layout_of: dict[Value, Layout] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class StagePlan:
         roles = step.attrs["results"]
         assert isinstance(roles, (list, tuple))
         loss = next((v for v, role in zip(step.returns, roles) if role == "loss"), None)
-        plan = cls(module, step, mesh, stages, micro_batches, calls, loss)
+        plan = cls(module, step, mesh, stages, micro_batches, calls, loss, Precision.of(module))
         plan._index()
         plan._place_parameters()
         return plan
@@ -208,6 +210,12 @@ class StagePlan:
             if call.stage > after and dict(call.gradients()).get(param.name) is not None:
                 return True
         return False
+
+    def gradient_type(self, r: Resident) -> TensorType:
+        """The type of the accumulator of a resident tensor."""
+        assert r.gradient is not None
+        dtype = self.precision.accumulated(r.value.type.dtype)
+        return replace(r.value.type, dtype=dtype, layout=r.gradient)
 
     def count_copies(self) -> int:
         return sum(not r.is_home for r in self.residents)

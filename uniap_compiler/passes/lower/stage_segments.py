@@ -117,7 +117,7 @@ def forward(plan: StagePlan, stage: int) -> Func | None:
             continue
         for value, param in _kept_inputs(plan, n, call):
             layout = _kept_layout(call, param)
-            key = f"saved:{value.name}{_tag(plan, value, layout)}"
+            key = _kept_role(plan, value, layout)
             saved.setdefault(key, seg.resolve(value, layout, n, _index(call, param)))
         if not call.recompute:
             for p in call.backward.params:
@@ -193,6 +193,21 @@ def _tag(plan: StagePlan, value: Value, layout: Layout) -> str:
     return "" if layout == plan.layout_of.get(value, whole(value)) else f".{layout}"
 
 
+def _kept_role(plan: StagePlan, value: Value, layout: Layout) -> str:
+    """An activation may be called as a value that some layer saves: `encoder.mul` is a result, and a value inside."""
+    role = f"saved:{value.name}{_tag(plan, value, layout)}"
+    inside = {
+        saved_role(call, str(p.attrs.get("of", p.name)))
+        for call in plan.calls
+        if call.backward is not None and not call.recompute
+        for p in call.backward.params
+        if p.attrs.get("role") == "saved"
+    }
+    while role in inside:
+        role += ".result"
+    return role
+
+
 def _recompute_func(plan: StagePlan, call: Call) -> Func:
     """The forward func again, returning only what its backward saved."""
     name = call.forward.name.removesuffix(".forward") + ".recompute"
@@ -223,7 +238,7 @@ def backward(plan: StagePlan, stage: int) -> Func | None:
             continue
         for value, param in _kept_inputs(plan, n, call):
             layout = _kept_layout(call, param)
-            role = f"saved:{value.name}{_tag(plan, value, layout)}"
+            role = _kept_role(plan, value, layout)
             seg.kept[value, layout] = seg.arg(role, value.type.with_layout(layout))
         saved = _saved(seg, plan, n, call)
         operands: list[Value | None] = []
@@ -241,7 +256,9 @@ def backward(plan: StagePlan, stage: int) -> Func | None:
             resident = plan.chosen.get((n, k))
             if resident is not None:
                 assert resident.gradient is not None
-                part = seg.to(result, resident.gradient)
+                dtype = result.type.dtype
+                part = seg.reduced(result, resident.gradient, plan.precision.reduced(dtype))
+                part = seg.cast(part, plan.precision.accumulated(dtype))
                 old = sums.get(resident.name)
                 sums[resident.name] = part if old is None else seg.add(old, part, f"{resident.name}.grad")
             elif value in plan.definition:

@@ -5,6 +5,8 @@ Both walk the parameters in one global order, so that what one stage sends anoth
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from uniap_compiler.ir import Func, Op, Value
 
 from .parameters import Resident
@@ -23,21 +25,25 @@ def reduce_gradients(plan: StagePlan, stage: int) -> Func | None:
         if not plan.needs_gradient(home.name):
             continue
         readers = [r for r in (home, *plan.copies_of(home.name)) if r.gradient is not None]
+        kept = plan.precision.accumulated(home.value.type.dtype)
+        sent = plan.precision.reduced(home.value.type.dtype)
         total: Value | None = None
         for r in readers:
             if r.stage == stage:
                 assert r.gradient is not None
                 if readers == [home] and r.gradient == home.rest:
                     continue  # the accumulator is the final gradient as it is
-                accumulator = seg.arg(f"grad:{r.name}", r.value.type.with_layout(r.gradient))
-                part = seg.to(accumulator, home.rest)
+                accumulator = seg.arg(f"grad:{r.name}", plan.gradient_type(r))
+                part = seg.reduced(accumulator, home.rest, sent)
                 if home.stage != stage:
+                    part = seg.cast(part, sent)
                     seg.func.ops.append(Op("comm.send", [part], [], {"to_stage": home.stage}))
                     continue
             elif home.stage == stage:
-                part = _receive(seg, home, r.stage, f"{r.name}.grad")
+                part = _receive(seg, home, sent, r.stage, f"{r.name}.grad")
             else:
                 continue
+            part = seg.cast(part, kept)
             total = part if total is None else seg.add(total, part, f"{home.name}.grad")
         if total is not None:
             seg.give(f"grad:{home.name}", total)
@@ -57,16 +63,17 @@ def refresh_parameters(plan: StagePlan, stage: int) -> Func | None:
                     seg.func.ops.append(Op("comm.send", [value], [], {"to_stage": copy.stage}))
                     continue
             elif copy.stage == stage:
-                value = _receive(seg, home, home.stage, copy.name)
+                value = _receive(seg, home, home.value.type.dtype, home.stage, copy.name)
             else:
                 continue
             seg.give(f"param:{copy.name}", seg.to(value, copy.rest))
     return seg.done() or (seg.func if _finish_sends(seg) else None)
 
 
-def _receive(seg: Segment, home: Resident, from_stage: int, wish: str) -> Value:
+def _receive(seg: Segment, home: Resident, dtype: str, from_stage: int, wish: str) -> Value:
     """A tensor in the home's layout from the device at the same place of another stage."""
-    return seg.op("comm.recv", [], home.value.type.with_layout(home.rest), wish, from_stage=from_stage)
+    type = replace(home.value.type, dtype=dtype, layout=home.rest)
+    return seg.op("comm.recv", [], type, wish, from_stage=from_stage)
 
 
 def _finish_sends(seg: Segment) -> bool:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uniap_compiler import solver
 from uniap_compiler.ir import Diagnostic, Module, Op, Struct
 from uniap_compiler.passes.analysis.cost.strategy_cost import Optimizer
+from uniap_compiler.passes.analysis.precision import Precision
 
 from .cluster_op import cluster_of, record_cluster
 from .enumerate_strategies import force_of, global_batch
@@ -80,7 +81,9 @@ def setting_of(module: Module) -> Setting:
         graph=graph,
         patterns=pattern_costs(module, graph, cluster, batches),
         cluster=cluster,
-        optimizer=Optimizer.of(str(fields.get("kind", "adamw")), bool(fields.get("momentum", True))),
+        optimizer=Optimizer.of(
+            str(fields.get("kind", "adamw")), bool(fields.get("momentum", True)), Precision.of(module)
+        ),
         global_batch=batch,
         schedule=str(module.attrs.get("schedule") or "1f1b"),
         force=force_of(module),

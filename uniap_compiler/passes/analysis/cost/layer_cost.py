@@ -58,14 +58,17 @@ class Parameter:
 
     name: str
     shape: tuple[int, ...]
-    item: int
+    dtype: str
     splittable: tuple[bool, ...]
     gradient: tuple[str, ...] | None
     in_backward: bool
 
     @property
     def bytes(self) -> float:
-        return float(np.prod(self.shape, dtype=np.float64)) * self.item
+        return self.bytes_in(self.dtype)
+
+    def bytes_in(self, dtype: str) -> float:
+        return float(np.prod(self.shape, dtype=np.float64)) * ITEM_BYTES[dtype]
 
     def splits(self, parts: int) -> bool:
         """Whether some dim divides into `parts` more parts."""
@@ -251,7 +254,7 @@ def _parameters(forward: Func, backward: Func | None, sizes: Mapping[str, int]) 
             Parameter(
                 name=p.name,
                 shape=shape,
-                item=ITEM_BYTES[p.type.dtype],
+                dtype=p.type.dtype,
                 splittable=tuple(len(dim) == 1 for dim in layout.dims),
                 gradient=pending,
                 in_backward=p.name in read,

@@ -19,8 +19,12 @@ import numpy as np
 from uniap_compiler.cluster import Cluster, Mesh
 from uniap_compiler.ir import Struct, struct
 
+from ..precision import Precision
 from .layer_cost import DATA, LayerCost, Parameter
 from .op_cost import Vector
+
+PRECISION = Precision()
+"""The usual one: master weights, gradients reduced as they are added up."""
 
 SHARDS = ("none", "optimizer", "gradients", "parameters")
 RECOMPUTES = ("none", "selective", "full")
@@ -60,18 +64,22 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """states: tensors beside the parameter; passes: how often an update reads or writes one of the parameter's size."""
+    """states: tensors beside the parameter; passes: how often an update reads or writes one of the parameter's size.
+
+    precision: of gradients; a parameter with a master weight is updated in float32, and rounded from it.
+    """
 
     states: int
     passes: float
     launches: int
+    precision: Precision = PRECISION
 
     @staticmethod
-    def of(kind: str, momentum: bool = True) -> Optimizer:
+    def of(kind: str, momentum: bool = True, precision: Precision = PRECISION) -> Optimizer:
         """The runtime's plain formulas, op by op (runtime/optimizer.py), and the norm of the gradient."""
         if kind == "adamw":
-            return Optimizer(states=2, passes=21.0, launches=9)
-        return Optimizer(states=1, passes=9.0, launches=4) if momentum else Optimizer(states=0, passes=4.0, launches=2)
+            return Optimizer(2, 21.0, 9, precision)
+        return Optimizer(1, 9.0, 4, precision) if momentum else Optimizer(0, 4.0, 2, precision)
 
 
 @dataclass
@@ -133,6 +141,7 @@ def strategy_cost(
     kappa = cluster.overlap if prefetch else 1.0
     forward = overlapped(forward, np.full_like(forward, state.gather_forward), kappa)
     backward = overlapped(backward, np.full_like(backward, state.gather_backward), kappa) + state.scatter
+    backward = backward + state.casts
     # Gradients are reduced beside the last micro-batch's backward (pass overlap-gradients).
     hidden = overlapped(backward, np.full_like(backward, state.reduce), cluster.overlap if layers else 1.0) - backward
     accumulating = np.where(counts > 1, 1.0, 0.0)
@@ -171,12 +180,14 @@ class _Shards:
     ) -> None:
         cluster = mesh.cluster
         self.kept = self.gradients = self.gathered = self.unscattered = self.step_workspace = 0.0
-        self.accumulate = self.step = 0.0
+        self.accumulate = self.casts = self.step = 0.0
         gathers, again, scatters = _Calls(mesh), _Calls(mesh), _Calls(mesh)
         reduces, refreshes = _Calls(mesh, together, GRADIENT_BUCKET), _Calls(mesh, together, BUCKET)
-        data, dp = axes[DATA], strategy.dp
+        data, dp, precision = axes[DATA], strategy.dp, optimizer.precision
         for p in parameters:
             size = p.bytes
+            gradient, sent = (p.bytes_in(f(p.dtype)) for f in (precision.accumulated, precision.reduced))
+            master = precision.has_master(p.dtype)
             split = strategy.shard != "none" and p.splits(dp)
             always = split and strategy.shard == "parameters"
             scattered = split and strategy.shard in ("gradients", "parameters")
@@ -191,26 +202,34 @@ class _Shards:
             if p.gradient is None:
                 continue
             pending = tuple(a for name in p.gradient for a in axes[name])
-            accumulator = home if scattered else size
+            accumulator = gradient / dp if scattered else gradient
             self.accumulate += _pointwise(cluster, 3 * accumulator)
+            self.casts += _cast(cluster, size, sent if scattered else gradient)
             if scattered:
-                scatters.add("reduce_scatter", data, size)
-                self.unscattered += size
+                scatters.add("reduce_scatter", data, sent)
+                self.unscattered += max(size, sent)
+                self.casts += _cast(cluster, sent / dp, gradient / dp)
             if p.name in free:
                 continue
             self.gradients += accumulator
-            self.step_workspace = max(self.step_workspace, 2 * size)
+            self.step_workspace = max(self.step_workspace, 2 * gradient)
+            sent_home, final = (sent / dp, gradient / dp) if split else (sent, gradient)
             if p.name in copies:  # the gradient goes to the home, the new value comes back
-                self.step += 2 * float(mesh.send_seconds(home))
+                self.step += float(mesh.send_seconds(sent_home)) + float(mesh.send_seconds(home))
                 continue
+            if sent != gradient and (pending or data and not scattered):
+                self.step += _cast(cluster, accumulator, sent_home if scattered else sent)
+                self.step += _cast(cluster, sent_home, final)
             if split and not scattered:
-                reduces.add("reduce_scatter", data, size)
-            reduces.add("all_reduce", pending if split else (*pending, *data), home)
+                reduces.add("reduce_scatter", data, sent)
+            reduces.add("all_reduce", pending if split else (*pending, *data), sent_home)
             if split and not always:
                 refreshes.add("all_gather", data, size)
                 self.kept += home  # the optimizer works on a shard of its own
-            self.kept += optimizer.states * home
-            self.step += _pointwise(cluster, optimizer.passes * home, optimizer.launches)
+            self.kept += (optimizer.states + master) * final
+            self.step += _pointwise(cluster, optimizer.passes * final, optimizer.launches)
+            if master:
+                self.step += _cast(cluster, final, home)
         self.gather_forward, self.gather_backward, self.scatter = gathers.seconds, again.seconds, scatters.seconds
         self.reduce = reduces.seconds
         self.step += refreshes.seconds
@@ -232,6 +251,11 @@ class _Calls:
             alpha *= min(1.0, max(size / self.bucket, 1.0 / self.together))
             self.seconds += _pointwise(self.mesh.cluster, 4 * size)
         self.seconds += alpha + beta * size
+
+
+def _cast(cluster: Cluster, source: float, result: float) -> float:
+    """Of a tensor to another dtype, by its bytes in both; nothing when these are equal."""
+    return _pointwise(cluster, source + result) if source != result else 0.0
 
 
 def _pointwise(cluster: Cluster, moved: float, launches: int = 1) -> float:
