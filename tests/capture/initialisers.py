@@ -69,8 +69,16 @@ class Computed(nn.Module):
         self.step = nn.Parameter(torch.exp(torch.rand(8)))
         self.permuted = nn.Parameter(torch.randn(3, 4).t())
         self.joined = nn.Parameter(torch.cat([self.linear.weight.detach()[:2], torch.zeros(1, 8)]))
+        self.rows = nn.Parameter(torch.empty(3, 4))
+        self.part = nn.Parameter(torch.zeros(3, 4))
+        self.across = nn.Parameter(torch.zeros(5, 4))
+        with torch.no_grad():
+            self.rows.copy_(torch.randn(4))
+            self.part[:1].copy_(torch.randn(1, 4))
+            self.across.view(-1)[2:11].normal_()
         self.register_buffer("inverse", 1 / 10000 ** (torch.arange(0, 8, 2).float() / 8), persistent=False)
         self.register_buffer("mask", torch.ones(4, 4).tril().bool())
+        self.register_buffer("literal", torch.tensor([0.5, 2.0]) * 3)
         self.register_buffer("drawn", torch.randn(5))
 
 

@@ -241,8 +241,9 @@ def test_factories(tmp_path: Any) -> None:
     assert isinstance(real.weight, nn.Parameter) and initial_values(real)["weight"].data_ptr() == real.weight.data_ptr()
 
 
-def test_transformers() -> None:
-    """Its models leave their weights alone under torch.device("meta"), not under on_meta."""
+@pytest.mark.parametrize("redirect", [True, False], ids=["on_meta", "torch.device"])
+def test_transformers(redirect: bool) -> None:
+    """Its models leave their weights alone where an empty tensor comes out on the meta device: here none does."""
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         hidden_size=64, intermediate_size=96, num_attention_heads=4, num_hidden_layers=2, vocab_size=256,
@@ -250,7 +251,8 @@ def test_transformers() -> None:
     )  # fmt: skip
     torch.manual_seed(0)
     real = transformers.AutoModelForCausalLM.from_config(config)
-    model = on_meta(lambda: transformers.AutoModelForCausalLM.from_config(config))
+    model, recorder = recorded(lambda: transformers.AutoModelForCausalLM.from_config(config), redirect)
+    settle(model, recorder)
     initial = initial_values(model)
     for name, wanted in [*real.named_parameters(), *real.named_buffers()]:
         found = values(initial[name])

@@ -191,9 +191,8 @@ class Recorder:
             return "out" not in kwargs
         if name not in _TABLES or "out" in kwargs:
             return False
-        with torch.device("meta"):
-            shape = func(*args, **{**kwargs, "device": torch.device("meta")}).shape
-        return shape.numel() > SMALL
+        made: Tensor = func(*args, **{**kwargs, "device": torch.device("meta")})
+        return made.numel() > SMALL
 
     # -- doing it for real --------------------------------------------------------------------------------------------
 
@@ -304,12 +303,19 @@ class _Dispatch(TorchDispatchMode):
 
 
 class _Pretend(TorchFunctionMode):
-    """torch.nn.init.orthogonal_ and others do nothing where `is_meta` is true: here it is not."""
+    """torch.nn.init.orthogonal_ and others do nothing where `is_meta` is true: here it is not.
+
+    Numbers that the code itself writes down (`torch.tensor([1.0, 2.0])`) stay data, whatever the default device.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
         if func == _IS_META:
             return False
-        return func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor) and not isinstance(args[0] if args else None, Tensor):
+            if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "meta":
+                kwargs["device"] = torch.device("cpu")
+        return func(*args, **kwargs)
 
 
 _IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ class Pretrained:
         self._files = Weights(files_of(path))
         self._name = self._match(wanted, optional or {}, [*known], partial)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._name
 
     def read(self, name: str, record: Mapping[str, Any]) -> torch.Tensor:
