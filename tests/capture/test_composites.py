@@ -14,6 +14,7 @@ from torch import Tensor
 
 from uniap_compiler.capture import composites as c
 from uniap_compiler.capture import functional, losses
+from uniap_compiler.capture.recurrent import RECURRENT
 
 from .test_decompositions import check, r
 
@@ -110,3 +111,22 @@ def test_embedding_bag(mode: str, padding: int | None) -> None:
 def test_gaussian_nll(reduction: str, full: bool) -> None:
     for var in (torch.tensor([[0.5, 1e-9, 2.0]]).double().expand(4, 3).clone(), r(4).exp()):
         same(functional.gaussian_nll_loss, F.gaussian_nll_loss, r(4, 3), r(4, 3), var, full=full, reduction=reduction)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN", "projected"])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("biases", [False, True])
+def test_recurrent_layers(kind: str, both: bool, biases: bool) -> None:
+    options: dict[str, Any] = {"num_layers": 2, "bidirectional": both, "bias": biases}
+    projection = {"proj_size": 2} if kind == "projected" else {}
+    layer = getattr(torch.nn, "LSTM" if projection else kind)(3, 4, **options, **projection).double()
+    op = getattr(aten, {"RNN": "rnn_tanh", "GRU": "gru"}.get(kind, "lstm")).input
+    ways = 2 if both else 1
+    states = [r(2 * ways, 5, 2 if projection else 4)] + [r(2 * ways, 5, 4)] * ("lstm" in str(op))
+    rest = (biases, 2, 0.0, True, both, True)
+
+    def run(f: Callable[..., Any], x: Tensor, *state: Tensor) -> Tensor:
+        y, *last = f(x, list(state) if len(state) > 1 else state[0], layer._flat_weights, *rest)
+        return torch.cat([y.flatten(), *(t.flatten() for t in last)])
+
+    check(partial(run, RECURRENT[op]), partial(run, op), r(5, 6, 3), *states)

@@ -1,4 +1,4 @@
-"""Every definition in decompositions.py, and the commonest losses, against the op that it stands for: values and gradients in float64."""
+"""Definitions of composite ops against the op that each stands for: values and gradients in float64."""
 
 from __future__ import annotations
 

@@ -104,13 +104,6 @@ def pad(x: Tensor, amounts: Sequence[int], mode: str = "constant", value: Option
     return x
 
 
-def _recurrent() -> dict[Any, Callable[..., Any]]:
-    """A loop over the sequence out of contractions and activations, as torch defines it; torch's kernel hides it."""
-    torchs = torch.export.default_decompositions()
-    ops = (packet.input for packet in (aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu))
-    return {op: torchs[op] for op in ops}
-
-
 COMPOSITES: dict[Any, Callable[..., Any]] = {
     aten.glu.default: glu,
     aten.linalg_vector_norm.default: vector_norm,
@@ -126,5 +119,4 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     aten.channel_shuffle.default: channel_shuffle,
     aten.rot90.default: rot90,
     aten.pad.default: pad,
-    **_recurrent(),
 }

@@ -22,6 +22,7 @@ from uniap_compiler.bridge.ops import equation_of
 
 from .composites import COMPOSITES
 from .losses import LOSSES
+from .recurrent import RECURRENT
 
 aten = torch.ops.aten
 uniap = torch.ops.uniap
@@ -332,6 +333,7 @@ OWN: dict[Any, Callable[..., Any]] = {
     aten.feature_alpha_dropout.default: dropout,
     **LOSSES,
     **COMPOSITES,
+    **RECURRENT,
 }
 
 

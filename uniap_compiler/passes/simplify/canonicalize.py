@@ -5,6 +5,7 @@
     %s = aten.sum.dim_IntList(%x) {dim = [0], keepdim = true}; %v = aten.view(%s) {size = [128]}
                                                           ->  %v = aten.sum.dim_IntList(%x) {dim = [0]}
     %v = aten.view(%x) of the same shape, x ** 1, ...     ->  %x
+    %r = aten.index.Tensor(%x, [%arange, %i])             ->  aten.gather(%x, %i): row b of the batch is row b
     %d = aten.detach(%x) where nothing has a gradient     ->  %x
     the matrices of chosen experts, gathered              ->  nn.experts (fuse_experts.py)
 
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from uniap_compiler.bridge.identities import VIEWS, same_value
-from uniap_compiler.ir import Func, Module, Op, Value, users
+from uniap_compiler.ir import Affine, Attr, Dim, Func, Loc, Module, Namer, Op, TensorType, Value, users
+from uniap_compiler.ir.core import Operand
 
 from .dce import remove_dead_ops
 from .fuse_experts import fuse_experts
@@ -40,7 +42,7 @@ class Canonicalize:
 def canonicalize(func: Func) -> int:
     """Returns how many ops went or changed."""
     before = len(func.ops)
-    changed = _explicit_sizes(func)
+    changed = _explicit_sizes(func) + _gather_rows(func)
     replaced: dict[Value, Value] = {}
 
     def current(v: Value) -> Value:
@@ -91,6 +93,51 @@ def _explicit_sizes(func: Func) -> int:
             op.attrs["shape" if op.name == "aten.reshape" else "size"] = list(op.results[0].type.shape)
             changed += 1
     return changed
+
+
+def _gather_rows(func: Func) -> int:
+    """x[arange(B), i], one place of every row of the batch: said so that the batch need not be whole.
+
+    An index may count from the end, which gather does not understand.
+    """
+    namer, changed, ops = Namer(func), 0, list[Op]()
+    counts = {op.results[0] for op in func.ops if op.name.startswith("aten.arange") and _counts_from_zero(op)}
+    for op in func.ops:
+        table, indices = op.operands[:2] if op.name == "aten.index.Tensor" else (None, None)
+        if not isinstance(table, Value) or not isinstance(indices, list) or len(indices) != 2:
+            ops.append(op)
+            continue
+        row, place = indices
+        batch, *rest = table.type.shape
+        if row not in counts or place is None or not (row.type.shape == place.type.shape == (batch,)):
+            ops.append(op)
+            continue
+
+        def add(
+            name: str, operands: list[Operand], shape: tuple[Dim, ...], dtype: str, loc: Loc | None, **attrs: Attr
+        ) -> Value:
+            made = Value(namer(name.split(".")[1]), TensorType(shape, dtype))
+            ops.append(Op(name, operands, [made], attrs, loc=loc))
+            return made
+
+        length, *others = rest
+        i64, dtype, loc = place.type.dtype, table.type.dtype, op.loc
+        at = add("aten.remainder.Scalar", [place], (batch,), i64, loc, other=length)
+        flat = (batch, *[1] * len(rest))
+        at = add("aten.view", [at], flat, i64, loc, size=[*flat])
+        wide = (batch, 1, *others)
+        at = add("aten.expand", [at], wide, i64, loc, size=[*wide])
+        picked = add("aten.gather", [table, at], wide, dtype, loc, dim=1)
+        ops.append(Op("aten.view", [picked], op.results, {"size": [batch, *others]}, loc=loc))
+        changed += 1
+    func.ops = ops
+    return changed
+
+
+def _counts_from_zero(op: Op) -> bool:
+    """arange of the batch: 0, 1, ..., B - 1."""
+    size = op.results[0].type.shape[0]
+    return isinstance(size, Affine) and op.attrs.get("start", 0) == 0 and op.attrs.get("step", 1) == 1
 
 
 def _merge_with_producer(op: Op, producer: dict[Value, Op], readers: dict[Value, int]) -> int:
