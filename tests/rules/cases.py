@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -392,12 +394,32 @@ def losses() -> list[Case]:
     ]  # fmt: skip
 
 
+def experts() -> list[Case]:
+    cases = []
+    for lead, biased, activation in (
+        ((6,), False, "silu(gate) * up"),
+        ((2, 6), True, "silu(gate) * up"),
+        ((6,), True, "(up + 1.0) * clamp(gate, None, 0.5) * sigmoid(gate * 1.702)"),
+        ((6,), False, "gelu_tanh(u)"),
+    ):
+        u = 12 if "gate" in activation else 6
+        attrs: dict[str, Any] = {"activation": activation}
+        if "clamp" in activation:
+            attrs["interleaved"] = True
+        bias = f(6, u) if biased else None
+        given = [f(*lead, 6), ints(6, *lead, 2), pos(*lead, 2), f(6, u, 6), f(6, 12, 6), bias]
+        cases.append(case("nn.experts", *given, **attrs))
+        back = attrs | ({"bias_grad": True} if biased else {})
+        cases.append(case("nn.experts_backward", f(*lead, 12), *given, **back))
+    return cases
+
+
 FAMILIES = {
     f.__name__: f
     for f in (
         pointwise, contraction, reduction, views, indexing, creation, norm, attention, convolution, pooling, losses,
         kernels, selections, scattering, windows, resampling,
-        random,
+        random, experts,
     )
 }  # fmt: skip
 

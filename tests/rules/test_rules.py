@@ -85,7 +85,7 @@ def corruptions(case: Case, rule: Rule):  # type: ignore[no-untyped-def]
         yield replace(rule, linear=((0,),))
 
 
-@pytest.mark.parametrize("name", ["contraction", "reduction", "norm", "attention", "convolution", "losses"])
+@pytest.mark.parametrize("name", ["contraction", "reduction", "norm", "attention", "convolution", "losses", "experts"])
 def test_a_corrupted_rule_is_noticed(name: str) -> None:
     count, unnoticed = 0, []
     for case in family(name):

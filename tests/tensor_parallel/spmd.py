@@ -13,8 +13,11 @@ import torch
 
 from uniap_compiler.bridge.interpret import run, run_op
 from uniap_compiler.ir import Affine, Func, Layout, Op, Struct, TensorType, Value, at
+from uniap_compiler.passes.analysis.exchange import routed_axes
 from uniap_compiler.passes.lower.local_ops import localize_op
 from uniap_compiler.passes.lower.localize import evaluate
+from uniap_compiler.runtime import kernels
+from uniap_compiler.runtime.threads import SimulatedComm, World, run_ranks
 
 
 class Devices:
@@ -118,18 +121,39 @@ class Devices:
             if op.name.startswith("comm."):
                 env[op.results[0]] = self.comm(op, env[op.operands[0]])
             else:
-                rows = [self._compute(op, env, i) for i in range(len(self.coordinates))]
+                if routed_axes(op):
+                    rows = self._together(op, env)
+                else:
+                    rows = [self._compute(op, env, i) for i in range(len(self.coordinates))]
                 for j, value in enumerate(op.results):
                     env[value] = [row[j] for row in rows]
             for value in op.results:
                 shape = value.type.layout.local_shape(value.type.shape, self.mesh, self.batch)
                 for local in env[value]:
-                    if local is None:
+                    if not isinstance(local, torch.Tensor):  # nothing, or what an exchange keeps for backward
                         continue
                     assert tuple(local.shape) == shape, f"{op.name} %{value.name}: {tuple(local.shape)} is not {shape}"
         return env
 
+    def _together(self, op: Op, env: dict) -> list[list]:
+        """An op that exchanges tokens, as bundles run it, on all devices at once."""
+        groups = {"_".join(routed_axes(op)): self.groups(list(routed_axes(op)))}
+        local = [self._local(op, env, i) for i in range(len(self.coordinates))]
+
+        def work(rank: int, world: World) -> list:
+            name, operands, attrs = local[rank]
+            comm = SimulatedComm(world, rank, groups, [list(range(len(local)))])
+            results = getattr(kernels, name.removeprefix("nn."))(*operands, **attrs, comm=comm)
+            return list(results) if isinstance(results, tuple) else [results]
+
+        return run_ranks(len(local), work)
+
     def _compute(self, op: Op, env: dict, device: int) -> list[torch.Tensor]:
+        name, operands, attrs = self._local(op, env, device)
+        results = run_op(Op(name, op.operands, op.results, attrs), operands, batch=self.batch)
+        return [x.contiguous() if x is not None else None for x in results]
+
+    def _local(self, op: Op, env: dict, device: int) -> tuple[str, list, dict]:
         def look(v: Value | None):
             return env[v][device] if v is not None else None
 
@@ -152,8 +176,7 @@ class Devices:
         offset = attrs.get("offset")
         if isinstance(offset, Struct):
             attrs["offset"] = self.place(tuple(offset["axes"]), self.coordinates[device]) * offset["size"]
-        results = run_op(Op(name, op.operands, op.results, attrs), operands, batch=self.batch)
-        return [x.contiguous() if x is not None else None for x in results]
+        return name, operands, attrs
 
     def local_type(self, value: Value) -> TensorType:
         return TensorType(value.type.layout.local_shape(value.type.shape, self.mesh, self.batch), value.type.dtype)

@@ -172,7 +172,7 @@ def _writes(schema: Any) -> bool:
 def _kernel(op: Op, name: str, scope: Scope) -> Call:
     attrs = {k: v for k, v in op.attrs.items() if k not in ("rule", "split")}
     operands = [scope.show(o) for o in op.operands]
-    device = ["device=comm.device"] if op.name in _DRAWS else []
+    device = ["device=comm.device"] if op.name in _DRAWS else ["comm=comm"] if "group" in attrs else []
     return Call(f"nn.{name}", operands + [f"{k}={scope.show(v)}" for k, v in attrs.items()] + device)
 
 

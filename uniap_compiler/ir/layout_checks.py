@@ -121,8 +121,9 @@ def op_mistake(op: Op, known: Mapping[Value, States]) -> str | None:
 
 def _unnamed_mistake(op: Op, rule: Rule, here: list[State], there: list[State], axis: str) -> str | None:
     """No factor is named for the axis: nothing is split, a pending sum may pass, or some factor fits."""
+    choices = (*rule.factors(), *(name for name, _ in rule.route))
     if any(s.kind == "split" for s in (*here, *there)):
-        if any(factor_mistake(rule, factor, here, there, axis) is None for factor in rule.factors()):
+        if any(factor_mistake(rule, choice, here, there, axis) is None for choice in choices):
             return None
         given, made = ", ".join(map(str, here)), ", ".join(map(str, there))
         return f"no factor of the rule of {op.name} makes of operands ({given}) results ({made}) on the axis {axis}"
@@ -159,6 +160,9 @@ def _pending_mistake(
 
 def factor_mistake(rule: Rule, factor: str, here: list[State], there: list[State], axis: str) -> str | None:
     """A sentence when operands and results are not what splitting the factor over the axis makes of them."""
+    routed = rule.split_by(factor)
+    if routed != (factor,):
+        return _route_mistake(rule, factor, routed, here, there, axis)
     if factor not in rule.factors():
         return f"the op splits a factor {factor} over {axis}, which its rule does not have"
     if factor in rule.keep:
@@ -172,6 +176,21 @@ def factor_mistake(rule: Rule, factor: str, here: list[State], there: list[State
     for n, (state, dims) in enumerate(zip(there, rule.results)):
         if not _fits(state, dims, factor, sizes, absent):
             return f"splitting {factor} over {axis} does not make result {n} {state}"
+    return None
+
+
+def _route_mistake(
+    rule: Rule, name: str, factors: tuple[str, ...], here: list[State], there: list[State], axis: str
+) -> str | None:
+    """A route splits every tensor in the one of its factors that the tensor has."""
+    sizes = {factor: at(size, SURROGATE) for factor, size in rule.sizes}
+    for what, states, tensors in (("operand", here, rule.operands), ("result", there, rule.results)):
+        for n, (state, dims) in enumerate(zip(states, tensors)):
+            if dims is None:
+                continue
+            factor = next((f for f in factors if any(f in group for group in dims)), name)
+            if not _fits(state, dims, factor, sizes, WHOLE):
+                return f"the route {name} over {axis} does not fit {what} {n}, which is {state}"
     return None
 
 

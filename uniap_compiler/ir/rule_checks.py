@@ -47,6 +47,16 @@ def _dims_mistake(op: Op, value: Value, dims: Dims, sizes: dict[str, int]) -> st
 
 def _clause_mistake(op: Op, rule: Rule) -> str | None:
     """A factor that some result lacks needs a clause that says what becomes of it."""
+    for name, factors in rule.route:
+        if name in rule.factors():
+            return f"a route of the rule of {op.name} has the name of the factor {name}"
+        if any(factor in rule.keep for factor in factors):
+            return f"the rule of {op.name} keeps a factor of its route {name} whole"
+        for dims in (*rule.operands, *rule.results):
+            if dims is not None and sum(_has(dims, factor) for factor in factors) > 1:
+                return f"a tensor of {op.name} has several factors of the route {name}"
+        if not all(any(_has(dims, factor) for factor in factors) for dims in rule.results):
+            return f"a result of {op.name} has no factor of the route {name}"
     reduced = dict(rule.reduce)
     for factor in rule.factors():
         if factor not in reduced and factor not in rule.keep and any(not _has(dims, factor) for dims in rule.results):

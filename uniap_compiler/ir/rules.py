@@ -10,6 +10,8 @@ others are whole.  A result that does not carry a split factor is, by the clause
     copy F    whole and equal on every device
     keep F    F cannot be split at all
     offset F  F may be split, and the local op must know the offset of its slice (embedding tables, class indices)
+    route R = F G   a choice of its own, R: F and G are split over the axis TOGETHER, each where it is, and the op
+              itself exchanges between the devices what belongs together (tokens that are split, and experts that are)
 `linear 0 2` says that the op is linear in operands 0 and 2 taken together: when exactly these are pending sums over
 an axis, and the other operands are complete, every result is a pending sum too (`linear 0 | linear 1`: in either
 one).  `size` gives the sizes of factors that stand in groups.  The search and the lowering see factors only.
@@ -37,6 +39,7 @@ class Rule:
     offset: tuple[str, ...] = ()
     linear: tuple[tuple[int, ...], ...] = ()
     sizes: tuple[tuple[str, Dim], ...] = field(default=())
+    route: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         kinds = ("sum", "max", "copy")  # the order of the clauses in the text: one rule has one spelling
@@ -45,6 +48,10 @@ class Rule:
     def factors(self) -> tuple[str, ...]:
         """Every factor, in order of first appearance."""
         return tuple(dict.fromkeys(self._walk()))
+
+    def split_by(self, choice: str) -> tuple[str, ...]:
+        """The factors that a choice splits: the factor itself, or those of a route."""
+        return next((factors for name, factors in self.route if name == choice), (choice,))
 
     def _walk(self) -> Iterator[str]:
         for dims in (*self.operands, *self.results):
@@ -68,6 +75,8 @@ class Rule:
             text += " | keep " + " ".join(self.keep)
         if self.offset:
             text += " | offset " + " ".join(self.offset)
+        for name, factors in self.route:
+            text += f" | route {name} = {' '.join(factors)}"
         for positions in self.linear:
             text += " | linear " + " ".join(map(str, positions))
         if self.sizes:

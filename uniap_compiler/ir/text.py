@@ -131,6 +131,7 @@ def parse_rule(text: str) -> Rule:
     offset: list[str] = []
     linear: list[tuple[int, ...]] = []
     sizes: list[tuple[str, Dim]] = []
+    route: list[tuple[str, tuple[str, ...]]] = []
     for clause in clauses:
         kind, *words = clause.split() or [""]
         if kind in ("sum", "max", "copy"):
@@ -139,6 +140,10 @@ def parse_rule(text: str) -> Rule:
             keep += words
         elif kind == "offset":
             offset += words
+        elif kind == "route":
+            if len(words) < 4 or words[1] != "=" or not _FACTOR(words[0]):
+                raise ValueError(f"`{clause.strip()}` is not a route such as `route exchange = s e`")
+            route.append((words[0], tuple(words[2:])))
         elif kind == "linear":
             linear.append(tuple(map(int, words)))
         elif kind == "size":
@@ -146,13 +151,13 @@ def parse_rule(text: str) -> Rule:
                 name, _, size = word.partition("=")
                 sizes.append((name, _dim(size)))
         else:
-            raise ValueError(f"{kind!r} is not a clause of a rule: sum, max, copy, keep, offset, linear or size")
+            raise ValueError(f"{kind!r} is not a clause of a rule: sum, max, copy, keep, offset, route, linear or size")
     operands = tuple(_tensors(left))
     rule = Rule(
-        operands, tuple(results), tuple(reduce), tuple(keep), tuple(offset), tuple(linear), tuple(sizes)
+        operands, tuple(results), tuple(reduce), tuple(keep), tuple(offset), tuple(linear), tuple(sizes), tuple(route)
     )  # fmt: skip
     known = set(rule.factors())
-    for name in [f for f, _ in reduce] + keep + offset + [f for f, _ in sizes]:
+    for name in [f for f, _ in reduce] + keep + offset + [f for f, _ in sizes] + [f for _, fs in route for f in fs]:
         if name not in known:
             raise ValueError(f"a clause of {text} names the factor {name}, which no operand and no result has")
     for position in (p for group in linear for p in group):

@@ -130,6 +130,10 @@ class Communicator:
         """[n, ...]: piece i goes to rank i; [n, ...]: piece i came from rank i."""
         raise NotImplementedError
 
+    def _exchange_rows(self, x: torch.Tensor, group: Group, sent: list[int], received: list[int]) -> Pending:
+        """sent[i] rows go to rank i, in order; received[i] rows come from it."""
+        raise NotImplementedError
+
     def isend(self, x: torch.Tensor, to_rank: int, tag: int = 0) -> Pending:
         raise NotImplementedError
 
@@ -200,6 +204,15 @@ class Communicator:
         self, x: torch.Tensor, group: str, split_dim: int, concat_dim: int, split_outer: int = 1, concat_outer: int = 1
     ) -> torch.Tensor:
         return self.all_to_all_start(x, group, split_dim, concat_dim, split_outer, concat_outer).wait()
+
+    def exchange_rows(self, x: torch.Tensor, group: str, sent: list[int], received: list[int]) -> torch.Tensor:
+        """An all-to-all whose pieces differ: the first sent[0] rows of x go to rank 0 of my group, and so on.
+
+        received: how many rows come from each rank; everybody must know (`all_to_all` of the counts)."""
+        g = self.group(group)
+        if sum(sent) != x.shape[0] or len(sent) != g.size:
+            raise ValueError(f"exchange_rows of {x.shape[0]} rows over {g.size} ranks: sent is {sent}")
+        return x if g.size == 1 else self._exchange_rows(x.contiguous(), g, sent, received).wait()
 
     # -- several tensors of one group with few messages: gradients and parameters, once per step ----------------------
 

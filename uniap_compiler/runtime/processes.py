@@ -138,6 +138,21 @@ class ProcessGroups(Communicator):
             async_op=True,
         )
 
+    def _exchange_rows(self, x: torch.Tensor, group: Group, sent: list[int], received: list[int]) -> Pending:
+        out = torch.empty((sum(received), *x.shape[1:]), dtype=x.dtype, device=x.device)
+        return self._start(
+            f"exchange of rows over {group}",
+            out,
+            x,
+            dist.all_to_all_single,
+            out,
+            x,
+            received,
+            sent,
+            group=group.handle,
+            async_op=True,
+        )
+
     def isend(self, x: torch.Tensor, to_rank: int, tag: int = 0) -> Pending:
         x = x.contiguous()
         group = self.up if to_rank > self.rank else self.down

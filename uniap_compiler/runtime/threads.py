@@ -218,6 +218,15 @@ class SimulatedComm(Communicator):
             "all_to_all", stacked, group, lambda all_x: [torch.stack(column) for column in zip(*all_x, strict=True)]
         )
 
+    def _exchange_rows(self, x: torch.Tensor, group: Group, sent: list[int], received: list[int]) -> Pending:
+        def combine(all_rows: list[Any]) -> list[torch.Tensor]:
+            return [torch.cat(column) for column in zip(*all_rows, strict=True)]
+
+        # ranks differ in how many rows they send: only the rest of the shape is compared
+        what = f"exchange of rows of {str(x.dtype).removeprefix('torch.')} {list(x.shape[1:])}"
+        rows: Any = x.split(sent)
+        return self.world.meet(self.rank, group, what, rows, combine)
+
     def isend(self, x: torch.Tensor, to_rank: int, tag: int = 0) -> Pending:
         key = (self.rank, to_rank, tag)
         return _Sending(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
 from uniap_compiler.ir import Affine, Diagnostic, Dim, Func, Module, Op, Rule, Value
@@ -138,6 +139,9 @@ class _Refiner:
         # Only the most major piece of a class or row dim is a contiguous slice, which is what an offset can tell.
         offset = tuple(names[f][0] for f in rule.offset)
         keep = [x for f in rule.keep for x in names[f]] + [x for f in rule.offset for x in names[f][1:]]
+        route = [(name, fs) for name, factors in rule.route for fs in product(*(names[f] for f in factors))]
+        whole = {f for f, size in sizes if not isinstance(size, int)} | set(keep)
+        route = [(name, fs) for name, fs in route if whole.isdisjoint(fs)]  # the batch belongs to data axes
         return Rule(
             operands=tuple(None if g is None else spell(g) for g in rule.operands),
             results=tuple(spell(g) for g in rule.results),
@@ -146,6 +150,7 @@ class _Refiner:
             offset=offset,
             linear=rule.linear,
             sizes=tuple(sizes),
+            route=tuple((_fresh(f"{name}{n if n else ''}", taken), fs) for n, (name, fs) in enumerate(route)),
         )
 
 

@@ -21,6 +21,7 @@ from uniap_compiler.ir import Attr, Attrs, Op, Rule, TensorType, struct
 from ..analysis.rules.pooling import UPSAMPLES_BACKWARD
 from ..analysis.rules.table import packet
 from ..analysis.shard_rules import VIEWS, rule_of
+from .mesh import group_name
 
 
 class Local:
@@ -46,9 +47,13 @@ class Local:
         """Into how many parts the axes split a dim that consists of these factors."""
         count = 1
         for axis, factor in self.split.items():
-            if factor in group:
+            if any(f in group for f in self.rule.split_by(factor)):
                 count *= self.mesh[axis]
         return count
+
+    def axes(self, factor: str) -> list[str]:
+        """The axes that split a factor, by itself or on a route, in mesh order."""
+        return [a for a in self.mesh if a in self.split and factor in self.rule.split_by(self.split[a])]
 
     def shape(self, result: int = 0) -> list[Attr]:
         return [int(d) for d in self.results[result].shape]  # type: ignore[arg-type]
@@ -84,7 +89,7 @@ def localize_op(
 def _offset(local: Local) -> None:
     """Where the device's slice of the rows or classes begins."""
     factor = local.rule.offset[0]
-    axes = [axis for axis in local.mesh if local.split.get(axis) == factor]
+    axes = local.axes(factor)
     if not axes:
         return
     tensors = zip((*local.rule.operands, *local.rule.results), (*local.operands, *local.results))
@@ -136,6 +141,20 @@ def _attention(local: Local) -> None:
     assert queries is not None and keys is not None
     lengths = [*local.input_shape(first)[:-1], local.input_shape(first + 1)[-2]]
     local.attrs["index"] = _index(local, list(zip([*queries[:-1], keys[-2]], lengths, strict=True)))
+
+
+def _experts(local: Local) -> None:
+    """On a route, the group that exchanges tokens and how many experts lie from one of its devices to the next."""
+    local.attrs.pop("peers", None)
+    routes = dict(local.rule.route)
+    routed = [axis for axis in local.mesh if local.split.get(axis) in routes]
+    if not routed:
+        return
+    (first,) = local.rule.offset
+    minor = local.axes(first)[local.axes(first).index(routed[-1]) + 1 :]
+    gate_up = 4 if local.op.name == "nn.experts_backward" else 3
+    local.attrs["group"] = group_name(routed, local.mesh)
+    local.attrs["stride"] = local.input_shape(gate_up)[0] * prod(local.mesh[axis] for axis in minor)
 
 
 def _reshape(local: Local) -> None:
@@ -235,4 +254,5 @@ _CHANGES: dict[str, Callable[[Local], None]] = {
     "nn.pick_backward": _classes,
     **dict.fromkeys(("nn.bernoulli", "nn.uniform", "nn.normal"), _draw),
     **dict.fromkeys(("nn.attention", "nn.attention_backward"), _attention),
+    **dict.fromkeys(("nn.experts", "nn.experts_backward"), _experts),
 }

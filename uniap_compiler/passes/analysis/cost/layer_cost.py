@@ -21,6 +21,7 @@ import numpy as np
 from uniap_compiler.cluster import Cluster, Mesh
 from uniap_compiler.ir import ITEM_BYTES, Func, Layout, Op, Value
 
+from ..exchange import exchanges, routed_axes
 from .liveness import peak_bytes, storage
 from .op_cost import Dims, Roofline, Size, Vector, local_bytes, local_dims
 
@@ -145,6 +146,10 @@ def layer_cost(
             spent = roofline.op_seconds(op, operands, results)
             for each in phases:
                 seconds[each] = seconds[each] + spent
+                for size in exchanges(op, operands):
+                    key = (each, "all_to_all", routed_axes(op))
+                    count, total = found.get(key, (0, 0.0))
+                    found[key] = (count + 1, total + size)
 
     def vector(size: Size) -> Vector:
         return np.broadcast_to(np.asarray(size, dtype=np.float64), batch.shape).copy()

@@ -169,10 +169,9 @@ def scratch_bytes(op: Op, operands: Sequence[Dims | None], kind: str) -> Size:
     rows of an expert."""
     if op.name in _EXPERTS:  # one expert at a time; twice its share, because choices are never even
         rows, wide, _, _ = _experts(op, operands)
-        first = 1 if op.name == "nn.experts_backward" else 0
-        x, gate_up = operands[first], operands[first + 3]
-        assert x is not None and gate_up is not None
-        return 2.0 * ITEM_BYTES[op_dtype(op)] * rows / gate_up[0] * (4.0 * x[-1] + 3.0 * wide)
+        gate_up = operands[4 if op.name == "nn.experts_backward" else 3]
+        assert gate_up is not None
+        return 2.0 * ITEM_BYTES[op_dtype(op)] * rows / gate_up[0] * (4.0 * gate_up[-1] + 3.0 * wide)
     if op.name not in ("nn.attention", "nn.attention_backward") or uses_flash(op, kind):
         return 0.0
     q, k = operands[:2] if op.name == "nn.attention" else operands[1:3]

@@ -1,7 +1,8 @@
 """nn.experts: tokens [.., h], their k chosen experts and weights [.., k], and the experts' matrices.
 
 Tokens pass through.  A device with a part of the experts (e), of their inner dim (i) or of the k choices makes a part
-of the sum.  h is contracted ahead of the activation and stays whole; the two halves of a gated projection stay together.
+of the sum.  h is contracted ahead of the activation and stays whole; so do the two halves of a gated projection.
+The route `exchange` splits tokens and experts over one axis: every token is sent to the devices that have its experts.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def experts(op: Op) -> Rule:
     return spell(
         op,
         f"t* h, t* k, t* k, e {u} h, e o i, e {u} -> t* o"
-        " | sum e i k | keep h two | offset e | linear 2 | linear 4",
+        " | sum e i k | keep h two | offset e | route exchange = t* e | linear 2 | linear 4",
         two=1 if u == "i" else 2,
     )
 
@@ -38,6 +39,6 @@ def experts_backward(op: Op) -> Rule:
     return spell(
         op,
         f"t* o, t* h, t* k, t* k, e {u} h, e o i, e {u} -> t* h, t* k, e {u} h, e o i{bias}"
-        " | sum t* e i o k | keep h two | offset e | linear 0",
+        " | sum t* e i o k | keep h two | offset e | route exchange = t* e | linear 0",
         two=1 if u == "i" else 2,
     )

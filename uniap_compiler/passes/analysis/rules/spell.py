@@ -44,11 +44,17 @@ def spell(op: Op, text: str, **sizes: int) -> Rule:
     keep: list[str] = []
     offset: list[str] = []
     linear: list[tuple[int, ...]] = []
+    route: list[tuple[str, tuple[str, ...]]] = []
     names = dict.fromkeys(f for g in (*operand_groups, *result_groups) for dim in g or () for f in dim)
     for clause in clauses:
         kind, *words = clause.split()
         if kind == "linear":
             linear.append(tuple(int(w) for w in words))
+            continue
+        if kind == "route":  # `route r = t* e`: one for each t
+            name, _, first, *rest = words
+            stars = [f for f in names if re.fullmatch(first[:-1] + r"\d+", f)] if first.endswith("*") else [first]
+            route += [(f"{name}{n}" if len(stars) > 1 else name, (f, *rest)) for n, f in enumerate(stars)]
             continue
         wanted = [f for w in words for f in names if f == w or (w.endswith("*") and re.fullmatch(w[:-1] + r"\d+", f))]
         if kind == "keep":
@@ -57,7 +63,7 @@ def spell(op: Op, text: str, **sizes: int) -> Rule:
             offset += wanted
         else:
             reduce.update(dict.fromkeys(wanted, kind))
-    return make_rule(op, operand_groups, result_groups, sizes, reduce, keep, offset, linear)
+    return make_rule(op, operand_groups, result_groups, sizes, reduce, keep, offset, linear, route)
 
 
 def make_rule(
@@ -69,6 +75,7 @@ def make_rule(
     keep: Sequence[str] = (),
     offset: Sequence[str] = (),
     linear: Sequence[Sequence[int]] = (),
+    route: Sequence[tuple[str, tuple[str, ...]]] = (),
 ) -> Rule:
     """A rule out of lists of factors (sizes at B = PRIME); factors of size one disappear, dims of size one are `1`."""
     known = dict(sizes)
@@ -101,6 +108,7 @@ def make_rule(
         offset=tuple(f for f in present if f in set(offset) and f not in kept),
         linear=tuple(clauses),
         sizes=tuple((f, as_dim(known[f])) for f in present),
+        route=tuple((name, fs) for name, fs in route if all(f in present and f not in kept for f in fs)),
     )
 
 

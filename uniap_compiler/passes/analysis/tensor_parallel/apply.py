@@ -12,9 +12,11 @@ from __future__ import annotations
 from itertools import groupby
 from math import prod
 
-from uniap_compiler.ir import Atom, Attr, Attrs, Dim, Func, Op, Struct, Symbol, Value
+from uniap_compiler.ir import Attr, Attrs, Dim, Func, Op, Struct, Symbol, Value
 
-from .choices import MAX, WHOLE, Choice, State
+from ..exchange import with_peers
+from . import dispatch
+from .choices import MAX, WHOLE, State, split_attr
 from .graph import BACKWARD, FORWARD, Graph, Step, Tensor, View, result_kinds
 from .network import Move, move_between
 from .problem import Problem, Solution
@@ -45,6 +47,9 @@ class _Emitter:
         self.views: dict[tuple[Value, int, State], Value] = {}
         self.params: tuple[dict[Tensor, Value], dict[Tensor, Value]] = ({}, {})
         self.saved: list[tuple[Value, Value]] = []
+        self.links = dispatch.links(self.graph, solution.choice)
+        self.kept: dict[Step, Value] = {}
+        """backward step -> what its forward op keeps for it"""
         self.ops: tuple[list[Op], list[Op]] = ([], [])
         self.names = [{v.name for v in func.values()} for func in (self.graph.forward, self.graph.backward)]
         self.used: tuple[set[str], set[str]] = (set(), set())
@@ -74,6 +79,7 @@ class _Emitter:
                 tangent = self._param(self.graph.views[param].tensor, BACKWARD)
                 tangent.attrs["of"] = renamed[str(param.attrs["of"])]
         gradients = self._backward(backward)
+        self._forget_unread(sharded_forward, gradients)
         needed = self.params[BACKWARD]
         here = [self.graph.views[p].tensor for p in forward.params]
         tangents = [self.graph.views[p].tensor for p in backward.params if p.attrs["role"] == "tangent"]
@@ -115,10 +121,27 @@ class _Emitter:
         if tensor.source != "op" and state == tensor.state:
             self._param(tensor, BACKWARD)
             return
+        self.tensors[tensor, BACKWARD, state] = self._saved(value)
+
+    def _saved(self, value: Value) -> Value:
+        """Backward's parameter for a value that forward returns for it."""
         param = Value(value.name, value.type, {"role": "saved", "of": value.name})
         self.used[BACKWARD].add(value.name)
         self.saved.append((value, param))
-        self.tensors[tensor, BACKWARD, state] = param
+        return param
+
+    def _forget_unread(self, forward: Func, gradients: list[Value | None]) -> None:
+        """What was to be saved for an op that reads what its forward op keeps instead."""
+        read = {v for op in self.ops[BACKWARD] for v in op.flat_operands()} | set(gradients)
+        for value, param in list(self.saved):
+            if param not in read:
+                place = len(forward.returns) - len(self.saved) + self.saved.index((value, param))
+                assert forward.returns[place] is value
+                self.saved.remove((value, param))
+                del forward.returns[place]
+                results = forward.attrs["results"]
+                assert isinstance(results, list)
+                del results[place]
 
     def _backward(self, func: Func) -> list[Value | None]:
         for op in func.ops:
@@ -148,19 +171,27 @@ class _Emitter:
     def _step(self, step: Step) -> None:
         k = self.solution.choice[step.index]
         reads = iter(step.reads)
+        kept = self.kept.get(step)
 
         def read(value: Value) -> Value:
             _, states = next(reads)
-            return self.get(value, step.phase, states[k])
+            return value if value is unread else self.get(value, step.phase, states[k])
 
         op = Op(step.op.name, step.op.operands, (), dict(step.op.attrs), step.op.symbol, step.op.loc)
+        unread = op.operands[1] if kept is not None else None
         op.replace_operands(read)
-        op.attrs["split"] = _split(step.choices[k])
+        if kept is not None:
+            dispatch.use(op, kept)
+        op.attrs["split"] = split_attr(step.choices[k])
+        op = with_peers(op, {f"t{n}": size for n, size in enumerate(self.mesh)})
         for tensor, states in step.makes:
             layout = self.graph.views[tensor.value].layout(states[k], self.mesh)
             result = Value(self._name(tensor.name, step.phase), tensor.value.type.with_layout(layout))
             self.tensors[tensor, step.phase, states[k]] = result
             op.results.append(result)
+        if step in self.links:
+            value = dispatch.keep(op, step, k, self.mesh, self._name(f"{step.op.results[0].name}.kept", FORWARD))
+            self.kept[self.links[step]] = self._saved(value)
         self.ops[step.phase].append(op)
 
     def get(self, value: Value, phase: int, state: State) -> Value:
@@ -175,7 +206,7 @@ class _Emitter:
             op = Op(view.op.name, [self.get(inner, phase, state)], (), dict(view.op.attrs), None, view.op.loc)
             rule = op.attrs["rule"]
             names = [f for group in rule.results[0] for f in group]  # type: ignore[union-attr]
-            op.attrs["split"] = _split(tuple(names[s] if isinstance(s, int) else None for s in view.outward(state)))
+            op.attrs["split"] = split_attr(tuple(names[s] if isinstance(s, int) else None for s in view.outward(state)))
             origin = view.op.results[0]
             type = origin.type.with_layout(view.layout(state, self.mesh))
             op.results.append(Value(self._name(origin.name, phase), type))
@@ -255,7 +286,3 @@ def _step_before(state: State) -> State:
     runs = [list(run) for _, run in groupby(range(len(state)), key=lambda i: state[i])]
     last = [run for run in runs if state[run[0]] != WHOLE][-1]
     return tuple(WHOLE if i in last else s for i, s in enumerate(state))
-
-
-def _split(choice: Choice) -> Struct:
-    return Struct("split", tuple((f"t{i}", Atom(pick)) for i, pick in enumerate(choice) if isinstance(pick, str)))

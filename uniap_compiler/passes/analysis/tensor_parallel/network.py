@@ -10,13 +10,16 @@ all-gather, not a reduce-scatter and an all-reduce.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from uniap_compiler.ir import Op
+
+from ..exchange import exchanges, routed_axes
 from .choices import MAX, SUM, WHOLE, State
-from .costs import LayerCost
+from .costs import LayerCost, Shape
 from .graph import BACKWARD, FORWARD, Tensor
 
 Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "first", "save"]
@@ -113,6 +116,13 @@ class Prices:
     def _collective(self, kind: str, axes: tuple[int, ...], size: float) -> float:
         seconds = self.communication * self.cost.collective_seconds(kind, axes, size)
         return seconds / self.second + self.round * (2 if kind == "all_reduce" else 1)
+
+    def exchanges(self, op: Op, operands: Sequence[Shape | None]) -> float:
+        """Of what an op on a route sends inside.  Counts go right ahead of what they count: no round of their own."""
+        axes = tuple(int(axis[1:]) for axis in routed_axes(op))
+        sizes = [float(size) for size in exchanges(op, operands, kept=True)]
+        seconds = self.communication * sum(self.cost.collective_seconds("all_to_all", axes, size) for size in sizes)
+        return seconds / self.second + self.round * sum(size > 0 for size in sizes)
 
     def save(self, tensor: Tensor, state: State) -> float:
         return self.HAIR + self.saved_byte * tensor.local_bytes(state, self.mesh, self.cost.batch)

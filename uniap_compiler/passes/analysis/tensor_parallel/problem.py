@@ -6,12 +6,13 @@ with the cheapest tree of collectives for every tensor.  The programme in model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from uniap_compiler.ir import Dim, at
+from uniap_compiler.ir import Dim, Op, at
 
-from .choices import MAX, SUM, WHOLE, State
+from ..exchange import with_peers
+from .choices import MAX, SUM, WHOLE, State, split_attr
 from .costs import LayerCost, Shape
 from .graph import BACKWARD, FORWARD, Graph, Sink, Step, Tensor, View
 from .network import Arc, Node, Prices, arcs_of, state_key, steiner_tree, with_intermediates
@@ -63,7 +64,7 @@ class Solution:
 def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
     """Price every choice and arc; the unit is a thousandth of the layer's time on one device."""
     mesh, whole = graph.mesh, (WHOLE,) * len(graph.mesh)
-    seconds = [_choice_seconds(graph, step, cost) for step in graph.steps]
+    seconds = [[cost.op_seconds(*local) for local in _local(graph, step, cost)] for step in graph.steps]
     second = sum(row[0] for row in seconds) / 1000 or 1.0
     saved = rest = 1.0
     for tensor in graph.tensors:
@@ -80,7 +81,11 @@ def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
         1000 * weights.round,
         weights.communication,
     )
-    problem = Problem(graph, prices, [[s / second for s in row] for row in seconds], {}, {}, {}, {}, {})
+    costs = [
+        [s / second + prices.exchanges(op, operands) for s, (op, operands, _) in zip(row, _local(graph, step, cost))]
+        for row, step in zip(seconds, graph.steps, strict=True)
+    ]
+    problem = Problem(graph, prices, costs, {}, {}, {}, {}, {})
 
     wanted: dict[Tensor, set[State]] = {t: {whole} for t in graph.tensors}
     phases: dict[Tensor, set[int]] = {t: {t.phase} for t in graph.tensors}
@@ -113,9 +118,10 @@ def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
     return problem
 
 
-def _choice_seconds(graph: Graph, step: Step, cost: LayerCost) -> list[float]:
-    result = []
-    for k in range(len(step.choices)):
+def _local(graph: Graph, step: Step, cost: LayerCost) -> Iterator[tuple[Op, list[Shape | None], list[Shape]]]:
+    """For every choice the op with its local shapes."""
+    sizes = {f"t{n}": size for n, size in enumerate(graph.mesh)}
+    for k, choice in enumerate(step.choices):
         reads = iter(step.reads)
         shapes: list[Shape | None] = []
         for value in step.op.flat_operands():
@@ -126,8 +132,11 @@ def _choice_seconds(graph: Graph, step: Step, cost: LayerCost) -> list[float]:
         makes = [
             graph.views[t.value].local_shape(t.value, states[k], graph.mesh, cost.batch) for t, states in step.makes
         ]
-        result.append(cost.op_seconds(step.op, shapes, makes))
-    return result
+        op = step.op
+        if any(isinstance(pick, str) and op.attrs["rule"].split_by(pick) != (pick,) for pick in choice):  # type: ignore[union-attr]
+            attrs = {**op.attrs, "split": split_attr(choice)}
+            op = with_peers(Op(op.name, op.operands, op.results, attrs, None, op.loc), sizes)
+        yield op, shapes, makes
 
 
 def _same_splits(source: View, states: Iterable[State], target: View) -> list[State]:
