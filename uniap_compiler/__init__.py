@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from .capture import Optimizer, TrainingTask, on_meta
     from .driver import compile
     from .ir import Diagnostic, parse_module, print_module
+    from .passes.analysis.rules.own import add_rule
 
 _LAZY = {
     "Optimizer": "capture",
     "TrainingTask": "capture",
+    "add_rule": "passes.analysis.rules.own",
     "compile": "driver",
     "on_meta": "capture",
     "Diagnostic": "ir",
@@ -31,7 +33,7 @@ _LAZY = {
 }
 """Public name -> the part that defines it."""
 
-__all__ = ["Diagnostic", "Optimizer", "TrainingTask", "compile", "on_meta", "parse_module", "print_module"]
+__all__ = ["Diagnostic", "Optimizer", "TrainingTask", "add_rule", "compile", "on_meta", "parse_module", "print_module"]
 
 
 def __getattr__(name: str) -> Any:

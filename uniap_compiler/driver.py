@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from .bridge.user_ops import OPS_FOLDER, copy_ops, load_ops
 from .capture import TrainingTask, capture
 from .capture.capture import DTYPE_NAMES
 from .capture.initialise import Initial, initial_values
@@ -29,6 +30,7 @@ from .codegen.bundle import check_output, write_bundle
 from .codegen.initial import WEIGHTS_FILE, check_initial, load_weights, save_weights
 from .ir import LEVELS, Atom, ConstantStore, Diagnostic, Module, parse_module, print_module
 from .ir.constants import FILE_NAME as CONSTANTS_FILE
+from .passes.analysis.rules.own import own_rules
 from .passes.instruments import Dump, Instrument, PassRecord
 from .passes.manager import Pass, Session, required_levels, run_passes
 from .passes.pipelines import parse_pipeline
@@ -111,17 +113,23 @@ def compile(
         if reduce_dtype is not None and isinstance(loaded.optimizer, Optimizer):
             loaded = replace(loaded, optimizer=replace(loaded.optimizer, reduce_dtype=reduce_dtype))
         constants = ConstantStore()
+        load_ops(loaded.op_files())
         module = capture(loaded, spec=spec, dtype=dtype, constants=constants)
     record_cluster(module, found)
     values = weights_of(loaded)
     module.attrs["global_batch"] = global_batch
     module.attrs["spec_sha256"] = _source_sha256(loaded) if spec else ""
+    if files := loaded.op_files():
+        module.attrs["ops"] = [path.name for path in files]
+    if rules := own_rules():
+        module.attrs["rules"] = [list(pair) for pair in rules]
     if checkpoint := checkpoint_of(loaded, weights):
         module.attrs["checkpoint"] = checkpoint
     check_initial(module, values)
     session = Session(
         cluster=found, global_batch=global_batch, constants=constants, weights=values, task=loaded,
         source_root=loaded.source.resolve().parent if loaded.source is not None else None,
+        ops=loaded.op_files(),
     )
     _set_options(module, session, force, schedule, write_lp)
     return _finish(module, session, passes, out, clock, dump, instruments)
@@ -277,6 +285,10 @@ def _session_beside(module: Module, path: Path, constants: str, weights: str) ->
     if module.find("plan.constant") is not None:
         session.constants = ConstantStore.load(path.parent / constants)
     session.weights = load_weights(module, path, weights)
+    names = module.attrs.get("ops", [])
+    assert isinstance(names, list)
+    session.ops = tuple(path.parent / OPS_FOLDER / str(name) for name in names)
+    load_ops(session.ops)
     return session
 
 
@@ -308,6 +320,7 @@ def _finish(
         watching.append(Dump(Path(dump), first))
         Path(dump).mkdir(parents=True, exist_ok=True)
         save_weights(Path(dump) / WEIGHTS_FILE, session.weights or {})
+        copy_ops(session.ops, Path(dump))
     # Without dumps a reproducer is left for a bug of ours only, beside the bundle's folder, which must stay as it is.
     folder = Path(dump) if dump is not None else out.with_name(f"{out.name}.failed")
     run_passes(

@@ -22,7 +22,7 @@ def test_an_op_without_a_rule_is_refused_on_data_axes() -> None:
     error = caught.value
     assert "aten.mystery has no sharding rule" in error.message
     assert error.loc == mystery.loc and error.help is not None
-    assert 'add @rule("aten.mystery")' in error.help and "passes/analysis/rules/" in error.help
+    assert 'uniap_compiler.add_rule("aten::mystery"' in error.help and "docs/own-ops.md" in error.help
 
 
 def test_an_op_that_mixes_the_batch_is_refused_on_data_axes() -> None:

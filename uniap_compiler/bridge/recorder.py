@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from uniap_compiler.ir import Loc, Namer, Op, Value
 
 from .schema import op_name, split_arguments, type_of
+from .user_ops import BUILT_IN
 
 _DETACH = torch.ops.aten.detach.default
 _SAME = {
@@ -83,9 +84,9 @@ class Recorder(TorchDispatchMode):
             if rewritten is not NotImplemented:
                 return rewritten
         result = func(*args, **kwargs)
-        if func.namespace not in ("aten", "uniap"):
+        if func.namespace in BUILT_IN - {"aten", "uniap"}:
             if isinstance(result, torch.Tensor) or isinstance(result, (tuple, list)):
-                raise NotImplementedError(f"the op {func} of another library is not supported")
+                raise NotImplementedError(f"the op {func} is not supported")
             return result  # prim.device and the like
         if func in self._same:
             if self.knows(args[0]):

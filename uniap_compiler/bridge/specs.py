@@ -13,8 +13,8 @@ from .schema import arguments, overload_of
 
 
 def spec_of(op: Op) -> OpSpec | None:
-    """None for what is not an aten op."""
-    if not op.name.startswith("aten."):
+    """None for what torch does not know."""
+    if op.name.startswith("nn."):
         return None
     try:
         overload = overload_of(op.name, op.attrs)

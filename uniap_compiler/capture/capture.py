@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from uniap_compiler.bridge.schema import TORCH_DTYPES, dtype_name
+from uniap_compiler.bridge.schema import TORCH_DTYPES, dtype_name, find_overload
 from uniap_compiler.bridge.shapes import WrongShape, check_shapes
 from uniap_compiler.bridge.unify import BATCHES, THIRD, Mismatch, unify
+from uniap_compiler.bridge.user_ops import check_defined
 from uniap_compiler.ir import Atom, ConstantStore, Diagnostic, Func, Module, Struct, struct
+from uniap_compiler.ir.ops import is_own
 
 from .batch import example_rows, leaves, rebuild
 from .dtypes import explicit_dtypes
@@ -67,6 +69,9 @@ def capture(
     drop_identities(func)
     fold_constants(func, graphs[0].constants, task.model)
     prune(func)
+    for op in func.ops:
+        if is_own(op.name):
+            check_defined(find_overload(op.name), task.op_files(), op.loc)
     module = Module(
         name or type(task.model).__name__,
         {

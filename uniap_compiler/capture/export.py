@@ -20,6 +20,7 @@ from . import batch as batches
 from .decompositions import table
 from .functional import Capturable
 from .precision import promoted
+from .quiet import quiet
 from .random_ops import has_rule, is_random, number
 from .task import TrainingTask
 
@@ -86,7 +87,7 @@ def export(
         for _, t in (*batches.leaves(task.batch, "batch"), *batches.leaves(task.targets, "targets"))
     )
     step = Step(task)
-    with warnings.catch_warnings(), promoted(dtype), Capturable():
+    with warnings.catch_warnings(), quiet(), promoted(dtype), Capturable():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(step, tensors, strict=False)

@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -72,8 +72,15 @@ class TrainingTask:
     optimizer: Optimizer | str = field(default_factory=Optimizer)
     source: Path | None = None
     """The file that names and lines are relative to; `load_task` sets it."""
+    ops: Sequence[str | Path] = ()
+    """Files that register ops of your own with torch.library, relative to the task file (docs/own-ops.md)."""
     weights: str | Path | None = None
     """A safetensors checkpoint to start from: a file, or a folder or index as Hugging Face writes them."""
+
+    def op_files(self) -> tuple[Path, ...]:
+        """Where the files of `ops` are."""
+        folder = self.source.resolve().parent if self.source is not None else Path.cwd()
+        return tuple(folder / path for path in self.ops)
 
     def __post_init__(self) -> None:
         if isinstance(self.optimizer, str):

@@ -135,8 +135,19 @@ def _print_layers(about: dict[str, Any], console: Console) -> None:
 def _print_facts(plan: dict[str, Any], console: Console) -> None:
     known = [name for name in _PLAN_FACTS if plan.get(name) is not None]
     facts = [f"{name.replace('_', ' ')} {_shown(name, plan[name])}" for name in known]
-    if facts:
-        console.print("solver: " + escape(", ".join(facts)), highlight=False)
+    for line in _lines(facts, console.width - len("solver: ")):
+        console.print(("solver: " if line[0] == facts[0] else "        ") + escape(", ".join(line)), highlight=False)
+
+
+def _lines(facts: list[str], width: int) -> list[list[str]]:
+    """As many facts per line as fit; none is torn apart."""
+    lines: list[list[str]] = []
+    for fact in facts:
+        if lines and len(", ".join([*lines[-1], fact])) <= width:
+            lines[-1].append(fact)
+        else:
+            lines.append([fact])
+    return lines
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]], console: Console) -> None:

@@ -18,6 +18,7 @@ import torch
 
 import uniap_compiler
 
+from ..bridge.user_ops import copy_ops
 from ..ir import Diagnostic, Module, print_module
 from .initial import RECIPE_FILE, described, missing_weights, save_initial
 from .manifest import FORMAT, build_manifest, settings_of, sha256_file, sha256_text, to_json
@@ -105,6 +106,7 @@ def _fill(module: Module, session: Session, world: World, root: Path, plan: str)
     for stage in range(world.stages):
         _write(root / f"stages/stage_{stage}.py", write_stage(module, stage, world.stages, axes))
     _copy_runtime(root)
+    copy_ops(session.ops, root)
     _write(root / "plan.mlir", plan)
     weights = save_initial(module, session, root / "weights")
     hashes = hash_files(root)

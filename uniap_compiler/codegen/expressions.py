@@ -93,9 +93,9 @@ class Bound:
 
 def schema_of(op: Op) -> Any:
     """torch's schema of `aten.add.Tensor`, `aten.relu` (overload default)."""
-    _, name, *overload = op.name.split(".")
+    dialect, name, *overload = op.name.split(".")
     try:
-        return getattr(getattr(torch.ops.aten, name), overload[0] if overload else "default")._schema
+        return getattr(getattr(getattr(torch.ops, dialect), name), overload[0] if overload else "default")._schema
     except (AttributeError, RuntimeError):
         raise ValueError(f"torch {torch.__version__} has no operator {op.name}") from None
 
@@ -127,7 +127,7 @@ def expression(op: Op, scope: Scope) -> Call | str:
         return _kernel(op, name, scope)
     if dialect == "comm":
         return _collective(op, name, scope)
-    raise ValueError(f"no way to write {op.name} as Python")
+    return _plain(op, Bound(op, scope))  # an op of the user's own
 
 
 def _plain(op: Op, bound: Bound) -> Call:
@@ -154,7 +154,9 @@ def _takes_tensor(argument: Any) -> bool:
 
 def _callee(op: Op) -> str:
     """`aten.silu` where that can only mean the default overload, else the overload's full name."""
-    _, name, *overload = op.name.split(".")
+    dialect, name, *overload = op.name.split(".")
+    if dialect != "aten":
+        return f"torch.ops.{op.name}" + ("" if overload else ".default")
     if op.name in REPLACED:
         return f"nn.{name}"
     if overload:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..ir import Func, Module, Struct, Value
+from ..ir.ops import is_own
 from .function import Callee, phase_of, shown_type, write_layer, write_segment
 from .names import Namespace, comment, dtype, string
 from .packs import find_packs
@@ -25,7 +26,9 @@ _SEGMENT_DOCS = {
     "reduce_gradients": "Once per step: the added-up gradients, complete, in the layout of the parameters.",
     "refresh_parameters": "Once per step, after the optimizer: copies of parameters get the new values.",
 }
-_FILE_NAMES = frozenset({"torch", "aten", "nn", "comm", "args", "ARGS", "RESULTS", "TRANSFERS", "_", *SEGMENTS})
+_FILE_NAMES = frozenset(
+    {"torch", "aten", "Path", "own_ops", "nn", "comm", "args", "ARGS", "RESULTS", "TRANSFERS", "_", *SEGMENTS}
+)
 
 
 @dataclass
@@ -67,13 +70,26 @@ def write_stage(module: Module, stage: int, stages: int, axes: tuple[str, ...]) 
         f"Layers: {layers or 'none'}.  Shapes are those of one rank and one micro-batch.",
         '"""',
         "",
-        "import torch",
-        "",
-        "from ..runtime import kernels as nn",
+        *_imports(module, bodies.values()),
         "",
         "aten = torch.ops.aten",
     ]
     return "\n".join(head) + "".join("\n\n\n" + "\n".join(block) for block in blocks) + "\n"
+
+
+def _imports(module: Module, bodies: Iterable[Func]) -> list[str]:
+    """torch and the kernels; files of the user's ops where this stage runs some."""
+    own = sorted({"::".join(op.name.split(".")[:2]) for body in bodies for op in body.ops if is_own(op.name)})
+    if not own:
+        return ["import torch", "", "from ..runtime import kernels as nn"]
+    names = module.attrs.get("ops", [])
+    assert isinstance(names, list)
+    files = ", ".join(string(f"ops/{name}") for name in names)
+    return [
+        "from pathlib import Path", "", "import torch", "", "from ..runtime import kernels as nn",
+        "from ..runtime import own_ops", "",
+        f"own_ops.load(Path(__file__).parents[1], [{files}], [{', '.join(map(string, own))}])",
+    ]  # fmt: skip
 
 
 def _wishes(module: Module, func: Func) -> dict[str, str]:

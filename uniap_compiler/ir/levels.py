@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from .affine import Affine
 from .attributes import Struct
 from .core import Func, Module, Op
-from .ops import OPS
+from .ops import OPS, is_own
 from .rules import Rule
 
 LEVELS = ("captured", "layered", "differentiated", "annotated", "planned", "sharded", "staged", "local")
@@ -174,8 +174,9 @@ def _one_role_per_parameter(p: Place) -> bool:
 
 
 def _dialects(*names: str) -> Callable[[Place], bool]:
+    """Ops of these dialects; where torch's may stand, a user's own may too."""
     prefixes = tuple(f"{name}." for name in names)
-    return lambda p: p.o.name.startswith(prefixes)
+    return lambda p: p.o.name.startswith(prefixes) or "aten" in names and is_own(p.o.name)
 
 
 ROWS = (

@@ -66,6 +66,15 @@ ALIASING_OPS = frozenset(
 )
 """Ops that move no data: their results share their operand's memory."""
 
+DIALECTS = frozenset({"aten", "nn", "plan", "comm", "mesh", "sched"})
+"""First parts of the names of ops that are torch's or ours; all others are namespaces of a user's own ops."""
+
+
+def is_own(name: str) -> bool:
+    """Whether an op is the user's own: `mylib.gate`."""
+    return name.partition(".")[0] not in DIALECTS
+
+
 _schemas: Callable[[Op], OpSpec | None] | None = None
 
 

@@ -48,6 +48,8 @@ class Session:
     task: Any = None
     source_root: Path | None = None
     """The folder that locations are relative to (the task file's)."""
+    ops: tuple[Path, ...] = ()
+    """Files that define ops of the user's own; the bundle gets copies (docs/own-ops.md)."""
 
 
 class Pass(Protocol):

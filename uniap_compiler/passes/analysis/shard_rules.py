@@ -10,6 +10,7 @@ are the batch factors, the only ones that data axes split.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +19,10 @@ from typing import TYPE_CHECKING, ClassVar
 from uniap_compiler.ir import Affine, Diagnostic, Dim, Func, Module, Op, Rule, Value
 
 from .factors import Conflict, Refinement, as_dim, as_int
+from .rules.own import add_rules
 from .rules.table import alternatives, has_rule, opaque, packet
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
@@ -162,7 +166,7 @@ def _fresh(wish: str, taken: set[str]) -> str:
 
 
 def _is_compute(op: Op) -> bool:
-    return op.name.startswith(("aten.", "nn."))
+    return not op.name.startswith(("plan.", "comm.", "mesh.", "sched."))
 
 
 def _tensors(op: Op, rule: Rule) -> Iterator[tuple[Value, tuple[tuple[str, ...], ...]]]:
@@ -216,16 +220,27 @@ def batch_obstacles(func: Func) -> list[tuple[Op, str]]:
 def check_batch(func: Func) -> None:
     """Raises a Diagnostic for the first op that data axes cannot split."""
     for op, factor in batch_obstacles(func):
-        if has_rule(op.name):
-            message = f"{op.name} cannot be split over the batch: its factor {factor} must stay whole"
-            hint = "use tensor parallelism or pipeline stages for this layer (dp=1), or write it without this op"
-        else:
-            message = f"{op.name} has no sharding rule, so the batch cannot be split over data axes"
-            hint = (
-                f'add @rule("{op.name}") to the family it belongs to in uniap_compiler/passes/analysis/rules/ '
-                "and a case to tests/rules/; or force dp=1"
-            )
+        if not has_rule(op.name):
+            raise no_rule(op, func)
+        message = f"{op.name} cannot be split over the batch: its factor {factor} must stay whole"
+        hint = "use tensor parallelism or pipeline stages for this layer (dp=1), or write it without this op"
         raise Diagnostic(message, loc=op.loc, op=op, func=func, notes=[f"rule: {op.attrs['rule']}"], help=hint)
+
+
+def no_rule(op: Op, func: Func) -> Diagnostic:
+    """What to add, and where, for an op that no table knows."""
+    shapes = ", ".join(str(v.type) for v in op.flat_operands() if v is not None)
+    return Diagnostic(
+        f"{op.name} has no sharding rule, so the batch cannot be split over data axes", loc=op.loc, op=op, func=func,
+        notes=[f"its operands are {shapes}; its results {', '.join(str(r.type) for r in op.results)}"],
+        help="say how its dims are tied, in one line of the task file: "
+        f'uniap_compiler.add_rule("{qualified(op.name)}", "b* d, d -> b* d") (docs/own-ops.md); or force dp=1',
+    )  # fmt: skip
+
+
+def qualified(name: str) -> str:
+    """mylib.gate.overload -> mylib::gate"""
+    return "::".join(name.split(".")[:2])
 
 
 def unruled(func: Func) -> list[Op]:
@@ -246,6 +261,9 @@ class ShardRules:
     ensures: ClassVar[str] = "annotated"
 
     def run(self, module: Module, session: Session) -> str:
+        rules = module.attrs.get("rules", [])
+        assert isinstance(rules, list)
+        add_rules((str(op), str(text)) for op, text in rules)
         count, unknown = 0, set()
         for func in list(module.funcs.values()):
             if func.attrs.get("kind") != "forward":
@@ -256,6 +274,11 @@ class ShardRules:
                 if f is not None:
                     count += len(f.ops)
                     unknown |= {op.name for op in unruled(f)}
+        for name in sorted(unknown):
+            log.warning(
+                "%s has no sharding rule: every device of a tensor-parallel group computes all of it, and its layer is "
+                'not split over data axes; uniap_compiler.add_rule("%s", ...) gives it one', name, qualified(name),
+            )  # fmt: skip
         text = f"{count} ops"
         return f"{text}; without a rule, kept whole: {', '.join(sorted(unknown))}" if unknown else text
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from uniap_compiler.ir import Affine, Atom, Diagnostic, Dim, Func, Layout, Namer, Op, Part, Rule, Struct, Value, at
 from uniap_compiler.ir.layouts import DimLayout
 
+from ..analysis.rules.table import has_rule
+from ..analysis.shard_rules import no_rule
 from .reshard import emit
 
 SPLIT, SUM, MAX, WHOLE_ON_DATA = "split", "sum", "max", "whole"
@@ -240,10 +242,12 @@ class DataAxes:
             )
         factor = next(iter(found), None)
         if factor is not None and factor in rule.keep:
+            if not has_rule(op.name):
+                raise no_rule(op, self.func)
             raise Diagnostic(
                 f"{op.name} cannot be split in its batch dim: its rule keeps factor `{factor}` whole",
                 op=op, func=self.func, loc=op.loc, notes=[f"its rule is {rule}"],
-                help=f"add a rule for {op.name} to uniap_compiler/passes/analysis/rules, or force dp=1 for this layer",
+                help="use tensor parallelism or pipeline stages for this layer (dp=1), or write it without this op",
             )
         return factor
 

@@ -160,10 +160,10 @@ def check_degrees(force: Force, layers: Sequence[str], devices: int, global_batc
         dp = chosen.get("dp")
         parts = (int(dp) if dp is not None else 1) * (count or 1)
         if global_batch % parts:
-            told = f"dp={dp}" + (f" and micro_batches={count}" if count else "")
+            told, sizes = f"dp={dp}" + (f" and micro_batches={count}" if count else ""), _multiples(global_batch, parts)
             raise Diagnostic(
                 f"a global batch of {global_batch} does not divide over {told}",
-                help=f"the nearest that do are {_words(_multiples(global_batch, parts))}",
+                help=f"the nearest that {'do are' if len(sizes) > 1 else 'does is'} {_words(sizes)}",
             )
 
 

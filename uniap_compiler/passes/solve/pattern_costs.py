@@ -72,6 +72,7 @@ def pattern_costs(
 ) -> dict[tuple[str, int, str], Pattern]:
     """batches: every local batch that some candidate has."""
     costs = {}
+    whole: dict[str, list[str]] = {}  # why an op keeps the batch whole -> in which layers
     for (kind, tp, boundary), sizes in patterns_in(module, graph).items():
         axes = {f"t{n}": size for n, size in enumerate(sizes)}
         no_data, selective = None, None
@@ -81,12 +82,14 @@ def pattern_costs(
             made = [with_data_axis(module, kind, tp, boundary, axes, recompute) for recompute in pairs]
         except Diagnostic as error:
             no_data = error
-            log.warning("no data parallelism for %s: %s", kind, error.message)
+            whole.setdefault(error.message, []).append(kind)
             made = [without_data_axis(module, kind, tp, boundary, recompute) for recompute in pairs]
         cost, *rest = [layer_cost(forward, backward, axes, batches, cluster) for forward, backward in made]
         if rest and (rest[0].saved < cost.saved).any():
             selective = rest[0]
         costs[kind, tp, boundary] = Pattern(sizes, cost, no_data, selective)
+    for reason, kinds in whole.items():
+        log.warning("no data parallelism for %s: %s", ", ".join(dict.fromkeys(kinds)), reason)
     return costs
 
 

@@ -432,7 +432,7 @@ def _nothing_left(setting: Setting) -> Diagnostic:
         return Diagnostic(
             f"a global batch of {batch} does not divide over {devices} devices"
             + (f" under --force {setting.force.text}" if setting.force.text else ""),
-            help="the nearest that do are " + " and ".join(map(str, nearest)),
+            help=f"the nearest that {'do are' if len(nearest) > 1 else 'does is'} {' and '.join(map(str, nearest))}",
         )
     return Diagnostic(
         f"no plan meets --force {setting.force.text!r}"
