@@ -32,7 +32,7 @@ def test_small_models(name: str) -> None:
 
 def test_full_size_is_not_materialised() -> None:
     task = find_task("zoo:gpt3-175b")
-    assert all(p.is_meta for p in task.model.parameters())
+    assert sum(p.numel() for p in task.model.parameters() if not p.is_meta) < 20e6  # biases are small tables
     assert 170e9 < sum(p.numel() for p in task.model.parameters()) < 180e9
     assert task.batch["input_ids"].shape == (2, 2048)
 

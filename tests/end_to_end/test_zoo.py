@@ -1,0 +1,75 @@
+"""Hugging Face models, unmodified and small, under the plans that people use: equal to the unsharded model in float64.
+
+A few of each in `make test`; every model under every plan, with and without dropout, behind `slow`
+(`benchmarks/parity.py` prints the same as a table).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from uniap_compiler.zoo import find_task, zoo
+
+from .plans import Workshop, check, strategies
+
+RANKS, ROWS = 4, 8
+PLANS = {
+    "dp": "pp=1,dp=4",
+    "tp": "pp=1,tp=4",
+    "sharded": "pp=1,dp=4,shard=parameters",
+    "dp x tp": "pp=1,dp=2,tp=2",
+    "pp": "pp=4,micro_batches=4",
+    "pp x tp, sequence": "pp=2,tp=2,boundary=sequence,micro_batches=2",
+    "recompute": "pp=1,dp=2,tp=2,recompute=full",
+    "selective": "pp=1,dp=2,tp=2,recompute=selective",
+    "own choice": "",
+}
+QUICK = [
+    ("llama-7b", 0.0, "own choice"),
+    ("bert-huge", 0.1, "dp x tp"),
+    ("t5-large", 0.1, "pp"),
+    ("vit-huge", 0.1, "selective"),
+    ("swin-huge", 0.1, "pp x tp, sequence"),
+    ("gpt2-xl", 0.1, "recompute"),
+    ("mixtral-8x7b", 0.0, "dp x tp"),
+    ("resnet-50", 0.0, "dp"),
+]
+"""Model, dropout, plan."""
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    return Workshop(tmp_path_factory.mktemp("zoo"))
+
+
+def _check(workshop: Workshop, spec: str, plan: str, out: Path) -> None:
+    force = PLANS[plan]
+    bundle = workshop.compile(spec, RANKS, force, out, global_batch=ROWS)
+    wanted = dict(pair.split("=") for pair in force.split(",") if pair)
+    for layer, (_, strategy) in strategies(bundle).items():
+        for key in ("dp", "tp", "shard", "recompute", "boundary"):
+            assert key not in wanted or str(strategy[key]) == wanted[key], f"{key} of {layer}"
+    check(bundle)
+
+
+@pytest.mark.parametrize(("model", "dropout", "plan"), QUICK)
+def test_models(model: str, dropout: float, plan: str, workshop: Workshop, tmp_path: Path) -> None:
+    _check(workshop, f"zoo:{model}@small,dropout={dropout:g}", plan, tmp_path / "bundle")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("model", zoo())
+def test_every_plan(model: str, dropout: float, plan: str, workshop: Workshop, tmp_path: Path) -> None:
+    if dropout and not _drops(f"zoo:{model}@small,dropout={dropout:g}"):
+        pytest.skip("the model drops nothing")
+    _check(workshop, f"zoo:{model}@small,dropout={dropout:g}", plan, tmp_path / "bundle")
+
+
+def _drops(spec: str) -> bool:
+    config = find_task(spec).model.config
+    return any("drop" in key and value for key, value in vars(config).items() if isinstance(value, float))
