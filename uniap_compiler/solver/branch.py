@@ -48,7 +48,7 @@ class Node:
 
     @property
     def solved(self) -> bool:
-        return self.search is not None and self.search.level >= 3
+        return self.search is not None and self.search.solved
 
     @property
     def stuck(self) -> bool:

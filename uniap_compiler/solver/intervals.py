@@ -20,35 +20,47 @@ from uniap_compiler.solver.instance import Bools, Floats, Instance, Ints
 
 @dataclass(frozen=True)
 class Options:
-    """The undominated (time, step) of one interval: parallel arrays, `q` and `r` the classes at its ends."""
+    """The undominated (time, step) of one interval: parallel arrays, `q` and `r` the classes at its ends.
+
+    `ends[n]` = (m, label): option n is that label of the last layer in `trails[m]`, which lists (parent, strategy) of
+    all labels, layer by layer.
+    """
 
     q: Ints
     r: Ints
     time: Floats
     step: Floats
-    label: Ints
+    ends: list[tuple[int, int]]
+    trails: list[list[tuple[Ints, Ints]]]
+
+    def strategies(self, n: int) -> list[int]:
+        """The strategies behind one option."""
+        trail, label = self.ends[n]
+        chosen = []
+        for parent, strategy in reversed(self.trails[trail]):
+            chosen.append(int(strategy[label]))
+            label = int(parent[label])
+        return chosen[::-1]
 
 
 @dataclass
 class StageIntervals:
     """The intervals that stage i may hold, sorted by (a, b).
 
-    `t[n, q, r]` bounds the stage time and `cost[n, q, r]` what the interval adds to the sum of the objective (the same
-    array unless once-per-step time is spread over the stages). `exact[n]`: the entries of interval n are attained, and
-    `options` lists its pairs (time, once-per-step time).
+    `t[n, q, r]` bounds the stage time p, with q and r the classes of the first and the last layer; where `exact`, it is
+    attained. `sums[m][n, q, r]` bounds p + w s for weight number m of the table, when once-per-step time is spread over
+    the stages.
     """
 
     a: Ints
     b: Ints
     t: Floats
-    cost: Floats
+    sums: list[Floats]
     exact: Bools
-    options: list[Options | None]
 
     def keep(self, mask: Bools) -> StageIntervals:
-        cost = self.t[mask] if self.cost is self.t else self.cost[mask]
-        left = [option for option, kept in zip(self.options, mask, strict=True) if kept]
-        return StageIntervals(self.a[mask], self.b[mask], self.t[mask], cost, self.exact[mask], left)
+        sums = [values[mask] for values in self.sums]
+        return StageIntervals(self.a[mask], self.b[mask], self.t[mask], sums, self.exact[mask])
 
 
 @dataclass
@@ -63,27 +75,54 @@ class Path:
 
 
 class IntervalTable:
-    """The intervals of every stage, with the boundary costs `hop[u, q, r]` in front of layer u."""
+    """The intervals of every stage, with the boundary costs `hop[u, q, r]` in front of layer u.
 
-    def __init__(self, at: Instance, stages: list[StageIntervals], hop: Floats) -> None:
-        self.at, self.stages, self.hop = at, stages, hop
+    With `weights` w (the first is 1/D), what an interval adds to the sum is its part of sum p + s >= sum (p + s/D).
+    """
+
+    def __init__(self, at: Instance, stages: list[StageIntervals], hop: Floats, weights: list[float]) -> None:
+        self.at, self.stages, self.hop, self.weights = at, stages, hop, weights
         self.classes = hop.shape[1]
+
+    def costs(self, cap: float) -> list[Floats]:
+        """What every interval adds to the sum when no stage is longer than the cap.
+
+        With x = 1 / (D w) >= 1 and p <= cap: p + s/D = x (p + w s) - (x-1) p >= x (p + w s) - (x-1) cap.
+        """
+        if not self.weights:
+            return [np.where(own.t > cap, np.inf, own.t) for own in self.stages]
+        out = []
+        for own in self.stages:
+            cost = own.sums[0]
+            if np.isfinite(cap):
+                for w, values in zip(self.weights[1:], own.sums[1:], strict=True):
+                    x = 1 / (self.at.stages * w)
+                    cost = np.maximum(cost, x * values - (x - 1) * cap * (1 + 1e-12))
+            out.append(np.where(own.t > cap, np.inf, cost))
+        return out
 
     def suffix(self, cap: float) -> list[Floats]:
         """f_i of (12) for every stage, under the cap."""
         at = self.at
         D, L = at.stages, at.layers
+        trips = at.steady and D > 1 and np.isfinite(cap)
         hop = np.where(self.hop > cap, np.inf, self.hop)
+        costs = self.costs(cap)
         f: list[Floats] = [np.empty(0)] * D
+        seconds: list[Floats] = [np.empty(0)] * D if trips and self.weights else f  # stage times alone
         for i in range(D - 1, -1, -1):
             own = self.stages[i]
-            total = np.where(own.t > cap, np.inf, own.cost)
-            if i < D - 1:
-                rest = (hop + f[i + 1][:, None, :]).min(axis=2)  # rest[u, r]: from the boundary in front of u on
-                total = total + rest[own.b + 1][:, None, :]
-            f[i] = _by_start(own.a, total.min(axis=2), L)
-            if at.steady and D - i < at.micro_batches and own.cost is own.t:
-                f[i][f[i] > (D - i) * cap * (1 + 1e-12)] = np.inf  # a period is a rounded quotient
+            pairs = [(f, costs[i])]
+            if seconds is not f:
+                pairs.append((seconds, np.where(own.t > cap, np.inf, own.t)))
+            for table, total in pairs:
+                if i < D - 1:
+                    rest = (hop + table[i + 1][:, None, :]).min(axis=2)  # rest[u, r]: from the boundary at u on
+                    total = total + rest[own.b + 1][:, None, :]
+                table[i] = _by_start(own.a, total.min(axis=2), L)
+            if trips and D - i < at.micro_batches:
+                beyond = seconds[i] > (D - i) * cap * (1 + 1e-12)  # a period is a rounded quotient
+                f[i][beyond] = seconds[i][beyond] = np.inf
         return f
 
     def prefix(self, cap: float) -> list[Floats]:
@@ -93,9 +132,10 @@ class IntervalTable:
         start = np.full((at.layers, self.classes), np.inf)
         start[0] = 0.0
         F = [start]
+        costs = self.costs(cap)
         for i in range(at.stages - 1):
             own = self.stages[i]
-            ends = (np.where(own.t > cap, np.inf, own.cost) + F[i][own.a][:, :, None]).min(axis=1)
+            ends = (costs[i] + F[i][own.a][:, :, None]).min(axis=1)
             reached = np.full((at.layers, self.classes), np.inf)
             np.minimum.at(reached, own.b, ends)
             after = np.full((at.layers, self.classes), np.inf)
@@ -115,12 +155,13 @@ class IntervalTable:
         at, a = self.at, 0
         D = at.stages
         hop = np.where(self.hop > cap, np.inf, self.hop)
+        all_costs = self.costs(cap)
         path = Path(float(f[0][0, q]), 0.0, [], [], [])
         p, o = [], []
         for i in range(D):
             own = self.stages[i]
             low, high = np.searchsorted(own.a, a), np.searchsorted(own.a, a, side="right")
-            costs = np.where(own.t[low:high, q] > cap, np.inf, own.cost[low:high, q])  # n, r
+            costs = all_costs[i][low:high, q]  # n, r
             if i < D - 1:
                 hops = hop[own.b[low:high] + 1] + f[i + 1][own.b[low:high] + 1][:, None]
                 costs = costs + hops.min(axis=2)
@@ -144,47 +185,48 @@ class IntervalTable:
     def totals(self, cap: float) -> list[Floats]:
         """For every interval, the least sum of stage and boundary times of a plan that uses it."""
         return [
-            (np.where(own.t > cap, np.inf, own.cost) + rest).min(axis=(1, 2))
-            for own, rest in zip(self.stages, self._around(cap), strict=True)
+            (cost + before[:, :, None] + after[:, None, :]).min(axis=(1, 2))
+            for cost, (before, after) in zip(self.costs(cap), self.around(cap), strict=True)
         ]
 
-    def rests(self, cap: float) -> list[Floats]:
-        """For every interval, the least sum of everything else in a plan that uses it, whatever its end classes."""
-        return [
-            np.where(own.t > cap, np.inf, rest).min(axis=(1, 2))
-            for own, rest in zip(self.stages, self._around(cap), strict=True)
-        ]
-
-    def _around(self, cap: float) -> list[Floats]:
-        """rest[n, q, r]: the least cost before and after interval n with classes q, r at its ends."""
+    def around(self, cap: float) -> list[tuple[Floats, Floats]]:
+        """Per stage, for every interval: the least cost of what is before it, by its first class, and after it, by its
+        last class.
+        """
         F, f = self.prefix(cap), self.suffix(cap)
         hop = np.where(self.hop > cap, np.inf, self.hop)
         out = []
         for i, own in enumerate(self.stages):
-            rest = np.broadcast_to(F[i][own.a][:, :, None], own.t.shape)
+            after = np.zeros((len(own.b), self.classes))
             if i < self.at.stages - 1:
-                rest = rest + (hop + f[i + 1][:, None, :]).min(axis=2)[own.b + 1][:, None, :]
-            out.append(rest)
+                after = (hop + f[i + 1][:, None, :]).min(axis=2)[own.b + 1]
+            out.append((F[i][own.a], after))
         return out
 
-    def at_step(self, most: float) -> IntervalTable:
-        """The table in which every exact interval takes its least time with at most `most` once-per-step time."""
-        stages = []
-        for own in self.stages:
+    def under_step(self, most: float, lines: dict[float, IntervalTable]) -> IntervalTable:
+        """A copy with stage times when no stage spends more than `most` once per step: p >= (p + w s) - w most."""
+        times = []
+        for i, own in enumerate(self.stages):
             t = own.t.copy()
-            for n in np.flatnonzero(own.exact):
-                option = own.options[n]
-                assert option is not None
-                fits = option.step <= most
-                t[n] = np.inf
-                np.minimum.at(t[n], (option.q[fits], option.r[fits]), option.time[fits])
-            stages.append(StageIntervals(own.a, own.b, t, t, own.exact, own.options))
-        return IntervalTable(self.at, stages, self.hop)
+            for w, table in lines.items() if np.isfinite(most) else ():
+                t = np.maximum(t, table.stages[i].t * (1 - 1e-12) - w * most)
+            times.append(t)
+        return self._copy(times)
 
     def timed(self) -> IntervalTable:
-        """The same intervals with stage times alone in the sum."""
-        stages = [StageIntervals(own.a, own.b, own.t, own.t, own.exact, own.options) for own in self.stages]
-        return IntervalTable(self.at, stages, self.hop)
+        """A copy with stage times alone in the sum."""
+        return self._copy([own.t.copy() for own in self.stages])
+
+    def weighted(self, m: int) -> IntervalTable:
+        """A copy with p + w s, for weight number m, in the place of stage times."""
+        return self._copy([own.sums[m] for own in self.stages])
+
+    def _copy(self, times: list[Floats]) -> IntervalTable:
+        stages = [
+            StageIntervals(own.a, own.b, t, [], np.zeros(t.shape, dtype=bool))
+            for own, t in zip(self.stages, times, strict=True)
+        ]
+        return IntervalTable(self.at, stages, self.hop, [])
 
 
 def _by_start(a: Ints, values: Floats, layers: int) -> Floats:

@@ -1,14 +1,17 @@
 """The exact least time of a stage: constrained shortest paths by labels (docs/solver.md, "Exact stage times").
 
-A label is a partial choice of strategies for layers a..u: (class of a, class of u, time, memory, working set, step). It
-is dropped when another one is no worse in everything, when no completion can fit, or when by (13) no completion can be
-below a cap. What a cap cut off is only known to be above the cap.
+The largest working set of a stage is one of finitely many values, its *ceiling*. With the ceiling fixed, strategies
+above it are out, and the memory left is a sum over layers. So labels are extended ceiling by ceiling: a label is a
+partial choice of strategies for layers a..u (class of a, class of u, time, memory, step). It is dropped when another
+one is no worse in everything, when no completion can fit, or when by (13) no completion can meet a limit. What a limit
+cut off is only known to be beyond the limit.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,12 +20,37 @@ from uniap_compiler.solver.intervals import Options
 from uniap_compiler.solver.tables import ROOM, StageCosts
 
 MOST_LABELS = 40_000
+#: How many ceilings a beam follows, and how many pairs of a weight and a multiplier a label is tested with.
+BEAM_CEILINGS, TESTS = 2, 12
 #: Two labels count as equal within this fraction of the cap and of the memory: orders of summation differ.
 SAME_TIME, SAME_MEMORY = 1e-12, 2e-15
+#: Limits are raised by this fraction against rounding.
+SLACK = 1 + 1e-11
 
 
 class TooManyLabels(Exception):
     """The interval is too hard for labels; its lower bound stands."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Wanted: before[q] + time + weight step + after[r] <= most with end classes q, r; and step <= `step`."""
+
+    most: float
+    before: Floats
+    after: Floats
+    weight: float = 0.0
+    step: float = np.inf
+
+    @property
+    def room(self) -> Floats:
+        """What time + weight step may be, by end classes."""
+        return np.asarray(self.most - self.before[:, None] - self.after[None, :])
+
+    def slack(self, weight: float) -> float:
+        """What before + time + v step + after may be for another weight v, as the step is bounded."""
+        more = (weight - self.weight) * self.step if weight > self.weight else 0.0
+        return (self.most + more) * SLACK
 
 
 @dataclass
@@ -32,13 +60,13 @@ class Labels:
     group: Ints  # class of the first layer * Q + class of this one
     time: Floats
     memory: Floats
-    work: Floats
     step: Floats
     parent: Ints
     strategy: Ints
 
     def take(self, index: Ints | Bools) -> Labels:
-        return Labels(*(getattr(self, field.name)[index] for field in fields(self)))
+        group, time, memory, step = self.group[index], self.time[index], self.memory[index], self.step[index]
+        return Labels(group, time, memory, step, self.parent[index], self.strategy[index])
 
     def __len__(self) -> int:
         return len(self.time)
@@ -46,19 +74,11 @@ class Labels:
 
 @dataclass
 class StageTime:
-    """The undominated (time, step) of layers a..b below the caps, and the way back to their strategies."""
+    """The undominated (time, step) of layers a..b within the limit. `labels`: the most that one layer had."""
 
     options: Options
-    caps: list[float]
-    trail: list[tuple[Ints, Ints]]
-
-    def strategies(self, label: int) -> list[int]:
-        """The strategies behind one label of the last layer."""
-        n, chosen = label, []
-        for parent, strategy in reversed(self.trail):
-            chosen.append(int(strategy[n]))
-            n = int(parent[n])
-        return chosen[::-1]
+    limit: Limit
+    labels: int
 
 
 def stage_time(
@@ -67,56 +87,93 @@ def stage_time(
     a: int,
     b: int,
     costs: list[StageCosts],
-    caps: list[float],
+    limit: Limit,
     entry: Floats | None = None,
     beam: int | None = None,
     most: int = MOST_LABELS,
     deadline: float = np.inf,
 ) -> StageTime:
-    """The least times of stage i over layers a..b: all with time + w step <= cap, for every (weight, cap) given.
+    """The least times of stage i over layers a..b within the limit. `costs`: several weights bound completions.
 
     With `entry[q]`, seconds paid on entering in class q, the first class is no longer told apart (it is 0 everywhere).
     With `beam` only that many labels per class survive: the times are attained, but may not be the least.
     """
-    bounds = [_Completion(at, i, a, b, own) for own in costs]
-    slacks = [cap * (1 + 1e-11) for cap in caps]
-    labels = _first(at, i, a, entry)
-    # The stage's largest working set is at least the least of its greediest layer: below that, labels do not differ.
-    labels.work = np.maximum(labels.work, costs[0].workspace[at.kind[a : b + 1]].max())
-    trail = []
-    for u in range(a, b + 1):
-        if u > a:
-            labels = _extend(at, i, u, labels)
-        for bound, slack in zip(bounds, slacks, strict=True):
-            labels = labels.take(bound.hopeful(u, labels, slack))
-        if beam is not None:
-            labels = labels.take(bounds[-1].best(u, labels, 4 * beam))
-        labels = labels.take(_undominated(labels, slacks[0], costs[0].limit))
-        if beam is not None:
-            labels = labels.take(bounds[-1].best(u, labels, beam))
-        elif len(labels) > most or time.monotonic() > deadline:
-            raise TooManyLabels
-        trail.append((labels.parent, labels.strategy))
-    last = _undominated(labels, slacks[0], np.inf)
+    ceilings = costs[0].ceilings(a, b)
+    useful = [own for own in costs if own.weight == limit.weight or np.isfinite(limit.step)]
+    bounds = [_Completion(at, a, b, own, limit, ceilings, entry) for own in useful]
+    hopeful = np.flatnonzero(np.logical_and.reduce([bound.root() <= bound.slack for bound in bounds]))
+    if beam is not None:
+        hopeful = hopeful[np.argsort(bounds[-1].root()[hopeful], kind="stable")[:BEAM_CEILINGS]]
+    trails: list[list[tuple[Ints, Ints]]] = []
+    finals: list[Labels] = []
+    for j in hopeful:
+        found = _under_ceiling(at, i, a, b, int(j), bounds, entry, beam, most, deadline)
+        if found is not None:
+            trails.append(found[0])
+            finals.append(found[1])
+    if not finals:
+        none, empty = np.empty(0, dtype=np.int64), np.empty(0)
+        return StageTime(Options(none, none, empty, empty, [], []), limit, 0)
+    ends = [(n, m) for n, labels in enumerate(finals) for m in range(len(labels))]
+    labels = Labels(*(np.concatenate([getattr(own, name) for own in finals]) for name in Labels.__annotations__))
+    last = _undominated(labels, bounds[0].slack, np.inf)
     labels = labels.take(last)
     q, r = np.divmod(labels.group, at.classes)
-    return StageTime(Options(q, r, labels.time, labels.step, last), caps, trail)
+    options = Options(q, r, labels.time, labels.step, [ends[n] for n in last], trails)
+    return StageTime(options, limit, max(len(layer[0]) for trail in trails for layer in trail))
 
 
-def _first(at: Instance, i: int, a: int, entry: Floats | None) -> Labels:
-    k = at.strategies(a)
+def _under_ceiling(
+    at: Instance,
+    i: int,
+    a: int,
+    b: int,
+    j: int,
+    bounds: list[_Completion],
+    entry: Floats | None,
+    beam: int | None,
+    most: int,
+    deadline: float,
+) -> tuple[list[tuple[Ints, Ints]], Labels] | None:
+    """Labels of the last layer under ceiling j, and the trail to them; None when nothing meets the limits."""
+    costs = bounds[0].costs
+    ceiling = float(bounds[0].ceilings[j])
+    choices = costs.choices(ceiling)
+    test = _Test(bounds, j)
+    steps = _least_steps(at, a, b, choices) if np.isfinite(bounds[0].limit.step) else None
+    trail = []
+    labels = None
+    for u in range(a, b + 1):
+        k = choices[int(at.kind[u])]
+        labels = _first(at, i, a, k, entry) if labels is None else _extend(at, i, u, k, labels)
+        if steps is not None:
+            labels = labels.take(labels.step <= bounds[0].limit.step * SLACK - steps[u - a])
+        labels = labels.take(test.hopeful(u, labels))
+        if beam is not None:
+            labels = labels.take(test.best(u, labels, 4 * beam))
+        labels = labels.take(_undominated(labels, bounds[0].slack, costs.limit))
+        if beam is not None:
+            labels = labels.take(test.best(u, labels, beam))
+        elif len(labels) > most or time.monotonic() > deadline:
+            raise TooManyLabels
+        if not len(labels):
+            return None
+        trail.append((labels.parent, labels.strategy))
+    assert labels is not None
+    return trail, labels
+
+
+def _first(at: Instance, i: int, a: int, k: Ints, entry: Floats | None) -> Labels:
     n = at.kind[a]
     q = at.layout[k]
     group, seconds = q * at.classes + q, at.time[n, i, k]
     if entry is not None:
         group, seconds = q, seconds + entry[q]
-    start = np.full(len(k), -1)
-    return Labels(group, seconds, at.memory[n, i, k], at.workspace[n, k], at.step[n, k], start, k)
+    return Labels(group, seconds, at.memory[n, i, k], at.step[n, k], np.full(len(k), -1), k)
 
 
-def _extend(at: Instance, i: int, u: int, old: Labels) -> Labels:
+def _extend(at: Instance, i: int, u: int, k: Ints, old: Labels) -> Labels:
     """Every label with every strategy of layer u."""
-    k = at.strategies(u)
     n, Q = at.kind[u], at.classes
     r = at.layout[k]
     q = old.group % Q
@@ -125,47 +182,89 @@ def _extend(at: Instance, i: int, u: int, old: Labels) -> Labels:
         ((old.group - q)[:, None] + r[None, :]).ravel(),
         seconds.ravel(),
         (old.memory[:, None] + at.memory[n, i, k][None, :]).ravel(),
-        np.maximum(old.work[:, None], at.workspace[n, k][None, :]).ravel(),
         (old.step[:, None] + at.step[n, k][None, :]).ravel(),
         np.repeat(np.arange(len(old)), len(k)),
         np.tile(k, len(old)),
     )
 
 
+def _least_steps(at: Instance, a: int, b: int, choices: list[Ints]) -> Floats:
+    """What the layers after u = a..b add at least to once-per-step time."""
+    least = np.array([at.step[n, choices[n]].min(initial=np.inf) for n in at.kind[a : b + 1]])
+    return np.asarray(np.r_[np.cumsum(least[:0:-1])[::-1], 0.0])
+
+
 class _Completion:
-    """Bounds on what layers u+1..b still cost, for every multiplier and class of u."""
+    """Bounds on what layers u+1..b still cost, for every ceiling, multiplier and class of u; `after` included."""
 
-    def __init__(self, at: Instance, i: int, a: int, b: int, costs: StageCosts) -> None:
-        self.at, self.limit, self.multipliers, self.weight = at, costs.limit, costs.multipliers, costs.weight
-        self.rest = np.zeros((b - a + 1, len(costs.least), at.classes))  # u, l (the last: memory), class of u
-        self.work = np.zeros(b - a + 1)
-        self.a = a
+    def __init__(
+        self, at: Instance, a: int, b: int, costs: StageCosts, limit: Limit, ceilings: Floats, entry: Floats | None
+    ) -> None:
+        self.at, self.a, self.costs, self.limit, self.ceilings = at, a, costs, limit, ceilings
+        self.slack = limit.slack(costs.weight)
+        start_cost = limit.before if entry is None else entry
+        self.before = limit.before if entry is None else np.zeros_like(limit.before)  # in the labels already
+        least = costs.under(ceilings)  # ceiling, l (the last: memory), kind, class
+        Q = at.classes
+        self.rest = np.zeros((b - a + 1, len(ceilings), least.shape[1], Q))
+        self.rest[-1, :, :-1] = limit.after
         for u in range(b - 1, a - 1, -1):
-            ahead = costs.least[:, at.kind[u + 1]] + self.rest[u + 1 - a]  # l, class of u+1
+            ahead = least[:, :, at.kind[u + 1]] + self.rest[u + 1 - a]  # ceiling, l, class of u+1
             step = at.reshard[at.edge[u + 1]]
-            self.rest[u - a, :-1] = (ahead[:-1, None, :] + step[None]).min(axis=2)
-            self.rest[u - a, -1] = ahead[-1].min()
-            self.work[u - a] = max(self.work[u + 1 - a], costs.workspace[at.kind[u + 1]])
+            self.rest[u - a, :, :-1] = (ahead[:, :-1, None, :] + step).min(axis=3)
+            self.rest[u - a, :, -1] = ahead[:, -1].min(axis=1)[:, None]
+        start = least[:, :, at.kind[a]] + self.rest[0]
+        room = costs.limit - ceilings
+        values = (start[:, :-1] + start_cost).min(axis=2) - costs.multipliers * room[:, None]  # ceiling, l
+        values[start[:, -1].min(axis=1) > room + costs.limit * (ROOM - 1)] = np.inf
+        self.values = values
 
-    def hopeful(self, u: int, labels: Labels, slack: float) -> Bools:
-        """Labels that may still end within memory and within the cap."""
-        rest, q = self.rest[u - self.a], labels.group % self.at.classes
-        used = labels.memory + np.maximum(labels.work, self.work[u - self.a])
-        keep = np.asarray(used + rest[-1, q] <= self.limit * ROOM)
-        if np.isfinite(slack):
-            value = labels.time + self.weight * labels.step
-            for n, multiplier in enumerate(self.multipliers):
-                keep &= value + multiplier * (used - self.limit) + rest[n, q] <= slack
-        return keep
+    def root(self) -> Floats:
+        """The least before + time + w step + after under every ceiling."""
+        return np.asarray(self.values.max(axis=1))
+
+
+class _Test:
+    """Which labels under one ceiling may still meet the limit: by the weights and multipliers that say most of it."""
+
+    def __init__(self, bounds: list[_Completion], j: int) -> None:
+        own = bounds[0]
+        self.a, self.classes, self.before = own.a, own.at.classes, own.before
+        self.room = own.costs.limit - float(own.ceilings[j])
+        self.fits = self.room + own.costs.limit * (ROOM - 1)
+        self.memory = own.rest[:, j, -1]
+        pairs = [(bound, n) for bound in bounds for n in range(len(bound.costs.multipliers))]
+        if np.isfinite(own.slack):  # the one that comes nearest to the limit first
+            pairs.sort(key=lambda pair: pair[0].slack - pair[0].values[j, pair[1]])
+        else:
+            pairs.sort(key=lambda pair: -pair[0].values[j, pair[1]])
+        pairs = pairs[:TESTS]
+        self.weights = np.array([bound.costs.weight for bound, _ in pairs])
+        self.multipliers = np.array([bound.costs.multipliers[n] for bound, n in pairs])
+        self.slack = np.array([bound.slack for bound, _ in pairs])
+        self.rest = np.stack([bound.rest[:, j, n] for bound, n in pairs], axis=1)  # layer, test, class
+
+    def values(self, u: int, labels: Labels, tests: slice) -> Floats:
+        """The least that labels can end with, test by test."""
+        p, q = np.divmod(labels.group, self.classes)
+        value = labels.time + self.before[p] + self.weights[tests, None] * labels.step
+        value += self.multipliers[tests, None] * (labels.memory - self.room)
+        return np.asarray(value + self.rest[u - self.a, tests][:, q])
+
+    def hopeful(self, u: int, labels: Labels) -> Ints:
+        """Labels that may still end within memory and within the limit."""
+        left = np.flatnonzero(labels.memory + self.memory[u - self.a][labels.group % self.classes] <= self.fits)
+        if np.isfinite(self.slack[0]):
+            for tests in (slice(0, 2), slice(2, None)):
+                values = self.values(u, labels.take(left), tests)
+                left = left[np.all(values <= self.slack[tests, None], axis=0)]
+        return left
 
     def best(self, u: int, labels: Labels, width: int) -> Ints:
         """The `width` most promising labels of every group, and the leanest one, which can always be completed."""
-        rest, q = self.rest[u - self.a], labels.group % self.at.classes
-        used = labels.memory + np.maximum(labels.work, self.work[u - self.a])
-        value = labels.time + self.weight * labels.step
-        score = (value + self.multipliers[:, None] * (used - self.limit) + rest[:-1, q]).max(axis=0)
+        score = self.values(u, labels, slice(None)).max(axis=0)
         chosen = np.zeros(len(labels), dtype=bool)
-        for order, most in ((np.lexsort((score, labels.group)), width), (np.lexsort((used, labels.group)), 1)):
+        for order, most in ((np.lexsort((score, labels.group)), width), (np.lexsort((labels.memory, labels.group)), 1)):
             group = labels.group[order]
             starts = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
             rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
@@ -179,34 +278,22 @@ def _undominated(labels: Labels, slack: float, limit: float) -> Ints:
         return np.arange(len(labels))
     scale = slack if np.isfinite(slack) else float(labels.time.max(initial=0.0))
     dt, dm = SAME_TIME * scale, SAME_MEMORY * limit if np.isfinite(limit) else 0.0
-    counted: list[tuple[Floats, float]] = []
-    if np.isfinite(limit):
-        counted.append((labels.memory, dm))
-        if np.any(labels.work != labels.work[0]):
-            counted.append((labels.memory + labels.work, dm))
+    counted = [(labels.memory, dm)] if np.isfinite(limit) else []
     if labels.step.any():
         counted.append((labels.step, dt))
     order = np.lexsort((*(values for values, _ in reversed(counted)), labels.time, labels.group))
     group, seconds = labels.group[order], labels.time[order]
+    if len(counted) == 2:
+        (first, room), (second, slack) = counted
+        return np.asarray(order[_front(group, first[order], second[order], room, slack)])
     bounds = np.flatnonzero(np.r_[True, group[1:] != group[:-1], True])
-    columns = [(values[order], tolerance) for values, tolerance in counted]
     kept: list[Ints] = []
-    works = labels.work[order]
     for low, high in zip(bounds[:-1], bounds[1:], strict=True):
-        own = [(values[low:high], tolerance) for values, tolerance in columns]
-        if not own:
+        if counted:
+            values, tolerance = counted[0]
+            kept.append(low + _descending(seconds[low:high], values[order[low:high]], dt, tolerance))
+        else:
             kept.append(np.array([low]))
-        elif len(own) == 1:
-            kept.append(low + _descending(seconds[low:high], own[0][0], dt, own[0][1]))
-        elif labels.step.any() or not np.isfinite(limit):
-            kept.append(low + _front(own))
-        else:  # few different working sets: one resource at a time first, then all of them
-            some = []
-            for work in np.unique(works[low:high]):
-                alike = np.flatnonzero(works[low:high] == work)
-                some.append(alike[_descending(seconds[low:high][alike], own[0][0][alike], dt, dm)])
-            left = np.sort(np.concatenate(some))
-            kept.append(low + (left[_front([(v[left], t) for v, t in own])] if len(some) > 1 else left))
     return np.asarray(order[np.concatenate(kept)])
 
 
@@ -220,27 +307,23 @@ def _descending(seconds: Floats, values: Floats, dt: float, tolerance: float) ->
     return keep
 
 
-def _front(columns: list[tuple[Floats, float]]) -> Ints:
-    """Several resources, points in order of time: keep what no kept point before beats or equals in all of them."""
-    block = 256
-    points = np.stack([values for values, _ in columns], axis=1)
-    room = np.array([tolerance for _, tolerance in columns])
-    kept: list[Ints] = []
-    front = np.empty((0, len(columns)))
-    for start in range(0, len(points), block):
-        index = np.arange(start, min(start + block, len(points)))
-        if len(front):
-            beaten = np.ones((len(index), len(front)), dtype=bool)
-            for column in range(points.shape[1]):
-                beaten &= front[None, :, column] <= points[index, None, column] + room[column]
-            index = index[~beaten.any(axis=1)]
-        if len(index) > 1:
-            mine = points[index]
-            beats = np.ones((len(index), len(index)), dtype=bool)
-            for column in range(points.shape[1]):
-                beats &= mine[None, :, column] <= mine[:, None, column] + room[column]
-            beats &= np.tri(len(index), k=-1, dtype=bool)  # only earlier ones
-            index = index[~beats.any(axis=1)]
-        kept.append(index)
-        front = np.concatenate([front, points[index]])
-    return np.concatenate(kept)
+def _front(group: Ints, first: Floats, second: Floats, room: float, slack: float) -> Ints:
+    """Two resources, points by group and in order of time: keep what no kept point before beats or equals in both.
+
+    `xs` ascends and `ys` descends: the points of the staircase so far.
+    """
+    xs: list[float] = []
+    ys: list[float] = []
+    kept, current = [], -1
+    for n, (own, x, y) in enumerate(zip(group.tolist(), first.tolist(), second.tolist(), strict=True)):
+        if own != current:
+            current, xs, ys = own, [], []
+        low = bisect_right(xs, x + room)
+        if low and ys[low - 1] <= y + slack:
+            continue
+        kept.append(n)
+        low = high = bisect_left(xs, x)
+        while high < len(xs) and ys[high] >= y:
+            high += 1
+        xs[low:high], ys[low:high] = [x], [y]
+    return np.array(kept, dtype=np.int64)

@@ -18,7 +18,7 @@ import numpy as np
 from uniap_compiler.solver import backend as solvers
 from uniap_compiler.solver.chain import ChainSearch
 from uniap_compiler.solver.instance import Instance
-from uniap_compiler.solver.labels import TooManyLabels, stage_time
+from uniap_compiler.solver.labels import Limit, TooManyLabels, stage_time
 from uniap_compiler.solver.miqp import Miqp, StageTimes, build_miqp
 from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.tables import StageCosts
@@ -48,11 +48,9 @@ def derive(
 
     `known` is an earlier search of the same chain, whose exact times need not be computed again.
     """
-    search = ChainSearch(chain, lambda stage, strategy: None, deadline, None if known is None else known.times)
-    while search.level == 0 or (search.level < 3 and search.bound < threshold):
+    search = known or ChainSearch(chain, lambda stage, strategy: None, deadline)
+    while search.level < 3 and search.bound < threshold:
         search.refine(lambda: threshold)
-    if search.stuck:
-        return None
     return least_times(chain, search.survivors(threshold), threshold, deadline)
 
 
@@ -95,12 +93,13 @@ def _least(at: Instance, i: int, a: int, b: int, costs: StageCosts, deadline: fl
     entry, cap = np.zeros(at.classes), math.inf
     best: tuple[float, list[int]] | None = None
     for beam in (8, None):
-        found = stage_time(at, i, a, b, [costs], [cap], entry, beam, deadline=deadline)
+        limit = Limit(cap, np.zeros(at.classes), np.zeros(at.classes), costs.weight)
+        found = stage_time(at, i, a, b, [costs], limit, entry, beam, deadline=deadline)
         values = found.options.time + costs.weight * found.options.step
         if len(values):
             n = int(np.argmin(values))
             if float(values[n]) < cap:
-                best = cap, _ = float(values[n]), found.strategies(int(found.options.label[n]))
+                best = cap, _ = float(values[n]), found.options.strategies(n)
     return best
 
 

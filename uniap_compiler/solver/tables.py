@@ -12,34 +12,75 @@ from __future__ import annotations
 
 import numpy as np
 
-from uniap_compiler.solver.instance import Floats, Instance, Ints
+from uniap_compiler.solver.instance import Floats, Instance, Ints, dominated
 from uniap_compiler.solver.intervals import IntervalTable, StageIntervals
 
 #: Rounding room in sums of memory, as in `evaluate`.
 ROOM = 1 + 1e-12
 #: Lower bounds give this back for the rounding of their sums.
 BELOW = 1 - 1e-11
-MOST_MULTIPLIERS = 14
+MOST_MULTIPLIERS = 20
+MOST_RANGES = 12
 
 
 class StageCosts:
     """What one stage costs: the multipliers, and the least A + w S + l M of every kind of layer in every class.
 
-    With the weight w = 0 that bounds stage times; once-per-step time S counts with other weights.
+    With the weight w = 0 that bounds stage times; once-per-step time S counts with other weights. `ranges` splits what
+    the largest working set can be: `low` in the range, and strategies up to `high`.
     """
 
     def __init__(self, at: Instance, i: int, weight: float = 0.0) -> None:
-        self.limit, self.weight = float(at.limit[i]), weight
-        time = at.time[:, i] + weight * at.step
-        memory = at.memory[:, i]
-        self.multipliers = multipliers(time, memory, at.allowed)
-        cost = time + self.multipliers[:, None, None] * memory  # l, kind, k
-        cost = np.concatenate([cost, memory[None]])  # the last row: memory alone
-        cost = np.where(at.allowed, cost, np.inf)
-        self.least = np.stack(
-            [np.min(cost, axis=2, initial=np.inf, where=at.layout == q) for q in range(at.classes)], axis=2
-        )  # l, kind, class
+        self.at, self.i, self.limit, self.weight = at, i, float(at.limit[i]), weight
+        self.time, self.memory = at.time[:, i] + weight * at.step, at.memory[:, i]
         self.workspace = np.where(at.allowed, at.workspace, np.inf).min(axis=1)  # kind
+        self.ranges = working_sets(at)
+        slopes = [multipliers(self.time, self.memory, at.allowed)]
+        slopes += [multipliers(self.time, self.memory, at.allowed & (at.workspace <= high)) for _, high in self.ranges]
+        self.multipliers = thinned(np.unique(np.concatenate(slopes)), MOST_MULTIPLIERS)
+        self._least: dict[bytes, Floats] = {}
+        self._choices: dict[float, list[Ints]] = {}
+
+    def under(self, ceilings: Floats) -> Floats:
+        """The least A + w S + l M with working sets up to each ceiling: ceiling, l (the last: memory), kind, class."""
+        key = ceilings.tobytes()
+        if key not in self._least:
+            at = self.at
+            cost = self.time + self.multipliers[:, None, None] * self.memory  # l, kind, k
+            cost = np.concatenate([cost, self.memory[None]])
+            allowed = at.allowed & (at.workspace <= ceilings[:, None, None])  # ceiling, kind, k
+            cost = np.where(allowed[:, None], cost, np.inf)
+            self._least[key] = np.stack(
+                [np.min(cost, axis=3, initial=np.inf, where=at.layout == q) for q in range(at.classes)], axis=3
+            )
+        return self._least[key]
+
+    def ceilings(self, a: int, b: int) -> Floats:
+        """What the largest working set of layers a..b can be."""
+        kinds = np.unique(self.at.kind[a : b + 1])
+        values = np.unique(self.at.workspace[kinds][self.at.allowed[kinds]])
+        return np.asarray(values[values >= self.workspace[kinds].max()])
+
+    def choices(self, ceiling: float) -> list[Ints]:
+        """The strategies of every kind with working sets up to the ceiling, without those that are dominated here."""
+        if ceiling not in self._choices:
+            at, out = self.at, []
+            for n in range(len(at.allowed)):
+                mask = at.allowed[n] & (at.workspace[n] <= ceiling)
+                own = at.time[n, self.i], self.memory[n], at.step[n]
+                out.append(np.flatnonzero(mask & ~dominated(at.layout, mask, *own)))
+            self._choices[ceiling] = out
+        return self._choices[ceiling]
+
+
+def working_sets(at: Instance) -> list[tuple[float, float]]:
+    """Ranges (least, greatest) that together hold every working set of the strategies left: neighbours are merged."""
+    values = np.unique(at.workspace[at.allowed])
+    ranges = [(float(value), float(value)) for value in values]
+    while len(ranges) > MOST_RANGES:
+        n = min(range(len(ranges) - 1), key=lambda n: ranges[n + 1][1] - ranges[n][0])
+        ranges[n : n + 2] = [(ranges[n][0], ranges[n + 1][1])]
+    return ranges
 
 
 def multipliers(time: Floats, memory: Floats, allowed: np.ndarray) -> Floats:
@@ -55,11 +96,16 @@ def multipliers(time: Floats, memory: Floats, allowed: np.ndarray) -> Floats:
                 hull.pop()
             hull.append((x, y))
         slopes += [-_slope(p, q) for p, q in zip(hull, hull[1:], strict=False) if q[0] > p[0]]
+    return np.array([0.0, *sorted(slopes)])
+
+
+def thinned(slopes: Floats, most: int) -> Floats:
+    """0 and at most `most - 1` of the ascending positive slopes: of near ones only some."""
     merged: list[float] = []
-    for slope in sorted(slopes):
+    for slope in slopes[slopes > 0].tolist():
         if not merged or slope > merged[-1] * (1 + 1e-9):
             merged.append(slope)
-    while len(merged) > MOST_MULTIPLIERS - 1:  # drop one of the two that are relatively nearest
+    while len(merged) > most - 1:  # drop one of the two that are relatively nearest
         ratios = [merged[n + 1] / merged[n] for n in range(len(merged) - 1)]
         merged.pop(int(np.argmin(ratios)))
     return np.array([0.0, *merged])
@@ -74,11 +120,14 @@ def hops(at: Instance) -> Floats:
     return np.asarray(at.transfer[at.edge] + at.crossing[:, None, None])
 
 
-def coarse_table(at: Instance, costs: list[StageCosts], weighted: list[StageCosts] | None = None) -> IntervalTable:
-    """Every interval of every stage, blind to classes: prefix sums of the least A + l M."""
+def coarse_table(at: Instance, costs: dict[float, list[StageCosts]]) -> IntervalTable:
+    """Every interval of every stage, blind to classes: prefix sums of the least A + w S + l M.
+
+    `costs` by weight w: 0, and those of the table.
+    """
     L, D = at.layers, at.stages
     below = np.arange(L)[:, None] <= np.arange(L)[None, :]
-    work = _running_max(costs[0].workspace[at.kind])
+    work = _running_max(costs[0.0][0].workspace[at.kind])
     stages = []
     for i in range(D):
         inside = (at.first <= i) & (i <= at.last)
@@ -87,44 +136,54 @@ def coarse_table(at: Instance, costs: list[StageCosts], weighted: list[StageCost
         valid &= (np.arange(L) == 0)[:, None] if i == 0 else (np.arange(L) > 0)[:, None]
         valid &= (np.arange(L) == L - 1)[None, :] if i == D - 1 else (np.arange(L) < L - 1)[None, :]
         a, b = np.nonzero(valid)
-        t = _coarse_stage(at, costs[i], a, b, work[a, b])
-        cost = t if weighted is None else _coarse_stage(at, weighted[i], a, b, work[a, b])
-        stages.append(StageIntervals(a, b, t, cost, np.zeros(len(a), dtype=bool), [None] * len(a)))
-    return IntervalTable(at, stages, hops(at).min(axis=(1, 2))[:, None, None])
+        t, *sums = [_coarse_stage(at, own[i], a, b, work[a, b]) for own in costs.values()]
+        stages.append(StageIntervals(a, b, t, sums, np.zeros(t.shape, dtype=bool)))
+    return IntervalTable(at, stages, hops(at).min(axis=(1, 2))[:, None, None], list(costs)[1:])
 
 
 def _coarse_stage(at: Instance, own: StageCosts, a: Ints, b: Ints, work: Floats) -> Floats:
-    sums = np.zeros((len(own.least), at.layers + 1))
-    np.cumsum(own.least.min(axis=2)[:, at.kind], axis=1, out=sums[:, 1:])
-    spent = sums[:, b + 1] - sums[:, a]
-    t = (spent[:-1] - own.multipliers[:, None] * (own.limit - work)).max(axis=0) * BELOW
-    t[spent[-1] + work > own.limit * (1 + 1e-9)] = np.inf  # prefix sums round: judged exactly later
-    return np.asarray(np.maximum(t, 0.0)[:, None, None])
+    """(13) for every range of the working set; the least of them."""
+    best = np.full(len(a), np.inf)
+    least = own.under(np.array([high for _, high in own.ranges])).min(axis=3)  # range, l, kind
+    for (low, _), cost in zip(own.ranges, least, strict=True):
+        steps = np.where(np.isfinite(cost), cost, 0.0)[:, at.kind]
+        sums = np.zeros((len(cost), at.layers + 1))
+        np.cumsum(steps, axis=1, out=sums[:, 1:])
+        out = np.r_[0, np.cumsum(~np.isfinite(cost[-1])[at.kind])]  # kinds without any strategy in this range
+        spent, room = sums[:, b + 1] - sums[:, a], own.limit - np.maximum(low, work)
+        t = (spent[:-1] - own.multipliers[:, None] * room).max(axis=0) * BELOW
+        t[(spent[-1] > room + 1e-9 * own.limit) | (out[b + 1] > out[a])] = np.inf  # sums round: judged exactly later
+        best = np.minimum(best, t)
+    return np.asarray(np.maximum(best, 0.0)[:, None, None])
 
 
 def fine_table(
-    at: Instance, costs: list[StageCosts], coarse: IntervalTable, weighted: list[StageCosts] | None = None
+    at: Instance, costs: dict[float, list[StageCosts]], before: IntervalTable, ranged: bool = False
 ) -> IntervalTable:
-    """The intervals of `coarse` with the classes of their ends, and resharding inside them: (13)."""
+    """The intervals of `before` with the classes of their ends, and resharding inside them: (13).
+
+    `ranged`: for every range of working sets separately.
+    """
     cache: dict[bytes, Floats] = {}
 
     def times(i: int, own: StageIntervals, stage: StageCosts) -> Floats:
         parts = (own.a, own.b, at.time[:, i], at.memory[:, i], at.limit[i : i + 1], np.array([stage.weight]))
         key = b"|".join(part.tobytes() for part in parts)
         if key not in cache:
-            cache[key] = _fine_stage(at, stage, own.a, own.b)
-        return cache[key].copy()
+            ranges = stage.ranges if ranged else [(stage.ranges[0][0], stage.ranges[-1][1])]
+            cache[key] = _fine_stage(at, stage, own.a, own.b, ranges)
+        return cache[key]
 
     stages = []
-    for i, own in enumerate(coarse.stages):
-        t = times(i, own, costs[i])
-        cost = t if weighted is None else times(i, own, weighted[i])
-        stages.append(StageIntervals(own.a, own.b, t, cost, own.exact.copy(), list(own.options)))
-    return IntervalTable(at, stages, hops(at))
+    for i, own in enumerate(before.stages):
+        known = [own.t, *own.sums]
+        t, *sums = [np.maximum(times(i, own, c[i]), old) for c, old in zip(costs.values(), known, strict=True)]
+        stages.append(StageIntervals(own.a, own.b, t, sums, np.zeros(t.shape, dtype=bool)))
+    return IntervalTable(at, stages, hops(at), before.weights)
 
 
-def _fine_stage(at: Instance, own: StageCosts, a: Ints, b: Ints) -> Floats:
-    """All intervals at once, one layer longer in every round; rows are the starts that are still needed."""
+def _fine_stage(at: Instance, own: StageCosts, a: Ints, b: Ints, ranges: list[tuple[float, float]]) -> Floats:
+    """All intervals and ranges at once, one layer longer in every round; rows are the starts that are still needed."""
     Q = at.classes
     out = np.full((len(a), Q, Q), np.inf)
     if not len(a):
@@ -135,30 +194,34 @@ def _fine_stage(at: Instance, own: StageCosts, a: Ints, b: Ints) -> Floats:
     np.maximum.at(longest, row_of, length)
     by_length = np.argsort(length, kind="stable")
     at_length = np.searchsorted(length[by_length], np.arange(int(longest.max()) + 2))
-    lam = own.multipliers[:, None, None, None]
-    state = np.full((len(own.least), len(starts), Q, Q), np.inf)  # l, start, first class, last class
-    state[:, :, np.arange(Q), np.arange(Q)] = own.least[:, at.kind[starts]]
+    lows = np.array([low for low, _ in ranges])
+    least = own.under(np.array([high for _, high in ranges]))  # range, l, kind, class
+    lam = own.multipliers[None, :, None, None, None]
+    state = np.full((*least.shape[:2], len(starts), Q, Q), np.inf)  # range, l, start, first class, last class
+    state[..., np.arange(Q), np.arange(Q)] = least[:, :, at.kind[starts]]
     work = own.workspace[at.kind[starts]]
     rows = np.arange(len(starts))
     for n in range(int(longest.max()) + 1):
         if n:
             alive = longest[rows] >= n
-            rows, state, work = rows[alive], state[:, alive], work[alive]
+            rows, state, work = rows[alive], state[:, :, alive], work[alive]
             u = starts[rows] + n
             step = at.reshard[at.edge[u]]  # start, q, r
-            paid = state[:-1, :, :, :, None] + step[None, :, None]
             new = np.empty_like(state)
-            new[:-1] = paid.min(axis=3)
-            new[-1] = state[-1].min(axis=2, keepdims=True)
-            state = new + own.least[:, at.kind[u]][:, :, None, :]
+            new[:, :-1] = state[:, :-1, :, :, :1] + step[:, :1]
+            for q in range(1, Q):
+                np.minimum(new[:, :-1], state[:, :-1, :, :, q : q + 1] + step[:, q : q + 1], out=new[:, :-1])
+            new[:, -1] = state[:, -1].min(axis=3, keepdims=True)
+            state = new + least[:, :, at.kind[u]][:, :, :, None, :]
             work = np.maximum(work, own.workspace[at.kind[u]])
         now = by_length[at_length[n] : at_length[n + 1]]
         if len(now):
             local = np.searchsorted(rows, row_of[now])
-            held, w = state[:, local], work[local][:, None, None]
-            t = (held[:-1] - lam * (own.limit - w)).max(axis=0) * BELOW
-            t[held[-1] + w > own.limit * (1 + 1e-9)] = np.inf
-            out[now] = t
+            held = state[:, :, local]
+            room = own.limit - np.maximum(lows[:, None], work[local])[:, None, :, None, None]
+            t = (held[:, :-1] - lam * room).max(axis=1) * BELOW
+            t[held[:, -1] > room[:, 0] + 1e-9 * own.limit] = np.inf
+            out[now] = t.min(axis=0)
     return np.asarray(np.maximum(out, 0.0))
 
 
