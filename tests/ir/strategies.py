@@ -67,8 +67,9 @@ def rules(draw: st.DrawFn) -> Rule:
     reduce = tuple((f, draw(kinds)) for f in draw(subset))
     groups = st.lists(st.integers(0, len(operands) - 1), max_size=2).map(tuple) if operands else st.just(())
     linear = tuple(draw(st.lists(groups, max_size=2)))
-    several = st.lists(st.sampled_from(used), min_size=2, unique=True).map(tuple) if len(used) > 1 else None
-    route = tuple((name, draw(several)) for name in ("r", "r'")[: draw(st.integers(0, 2))]) if several else ()
+    count = draw(st.integers(0, 2)) if len(used) > 1 else 0
+    several = st.lists(st.sampled_from(used), min_size=2, unique=True).map(tuple)
+    route = tuple((name, draw(several)) for name in ("r", "r'")[:count])
     sized = tuple((f, draw(sizes)) for f in draw(subset))
     return Rule(operands, results, reduce, draw(subset), draw(subset), linear, sized, route)
 
