@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from .bridge.user_ops import OPS_FOLDER, copy_ops, load_ops
+from .bridge.user_ops import OPS_FOLDER, copy_ops, defined_in, load_ops
 from .capture import TrainingTask, capture
 from .capture.capture import DTYPE_NAMES
 from .capture.initialise import Initial, initial_values
@@ -121,8 +121,8 @@ def compile(
     module.attrs["spec_sha256"] = _source_sha256(loaded) if spec else ""
     if files := loaded.op_files():
         module.attrs["ops"] = [path.name for path in files]
-    if rules := own_rules():
-        module.attrs["rules"] = [list(pair) for pair in rules]
+    if rules := [[op, text] for op, text in own_rules() if defined_in(op, files)]:
+        module.attrs["rules"] = rules
     if checkpoint := checkpoint_of(loaded, weights):
         module.attrs["checkpoint"] = checkpoint
     check_initial(module, values)

@@ -41,6 +41,7 @@ def test_a_rule_of_ones_own_splits_the_op(force: str, tmp_path: Path, cluster: P
     if force == "tp=4":  # the hidden dim is split
         assert "torch.ops.mylib.gate.default(" in code and "f64[8, 6, 8]" in code
         # any dump goes on to the same bundle, with the rules and files that lie in it and beside it
+        assert "mylib::gate" in (bundle / "plan.mlir").read_text()
         again = driver.resume(sorted(dump.glob("02-*.mlir"))[0], out=tmp_path / "again").bundle
         assert (again / "stages" / "stage_0.py").read_bytes() == (bundle / "stages" / "stage_0.py").read_bytes()
         assert (again / "ops" / "gate_ops.py").read_bytes() == (HERE / "gate_ops.py").read_bytes()
@@ -66,7 +67,7 @@ def test_without_a_rule_it_is_whole_and_named_once(
     task = load_task(SPEC)
     for name in ("gate", "gate_backward"):
         monkeypatch.delitem(own._TEXTS, f"mylib::{name}")
-        monkeypatch.delitem(table._TABLE, f"mylib.{name}")
+        monkeypatch.delitem(table._OWN, f"mylib.{name}")
     with caplog.at_level(logging.WARNING, logger="uniap_compiler"):
         check(driver.compile(task, cluster, 8, out=tmp_path / "b", force="tp=4", dtype="float64").bundle, task=task)
     said = [r.getMessage() for r in caplog.records if "mylib" in r.getMessage()]
@@ -135,3 +136,10 @@ def test_the_file_must_be_named_and_stand_alone(tmp_path: Path) -> None:
     absent = TrainingTask(model, torch.randn(4, 2), loss=lambda y, t: y.mean(), ops=["absent.py"])
     with pytest.raises(Diagnostic, match="there is no file .*absent.py"):
         driver.compile(absent, "laptop", 8, out=tmp_path / "b")
+
+
+def test_rules_of_another_task_stay_out(tmp_path: Path, cluster: Path) -> None:
+    """A dump must not ask for ops that its task does not have."""
+    load_task(SPEC)
+    plain = TrainingTask(torch.nn.Linear(4, 4), torch.randn(8, 4), loss=lambda y, t: y.mean())
+    assert "mylib" not in driver.compile(plain, cluster, 8, out=tmp_path / "b").plan

@@ -89,12 +89,17 @@ def _check_imports(path: Path) -> None:
                 )
 
 
+def defined_in(op: str, paths: Iterable[Path]) -> bool:
+    """Whether torch has `namespace::name` of itself, or one of the files speaks of its namespace."""
+    namespace = op.partition("::")[0]
+    return namespace in BUILT_IN or any(namespace in path.read_text(encoding="utf-8") for path in paths)
+
+
 def check_defined(op: OpOverload, paths: Iterable[Path], loc: Loc | None) -> None:
     """Raises Diagnostic unless one of the files speaks of the op's namespace: the bundle must be able to run it."""
-    namespace, _, name = op._schema.name.partition("::")
-    if not any(namespace in path.read_text(encoding="utf-8") for path in paths):
+    if not defined_in(op._schema.name, paths):
         raise Diagnostic(
-            f"{namespace}::{name} is not an op of torch, and no file of the task defines it",
+            f"{op._schema.name} is not an op of torch, and no file of the task defines it",
             loc=loc,
             help="name the file that registers it, so that it goes into the bundle: "
             'TrainingTask(..., ops=["my_ops.py"]); docs/own-ops.md',

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ..ir import Atom, Op, Struct, Value
+from ..ir.ops import is_own
 from ..runtime.kernels import REPLACED
 from .names import dtype, literal, string
 
@@ -127,7 +128,9 @@ def expression(op: Op, scope: Scope) -> Call | str:
         return _kernel(op, name, scope)
     if dialect == "comm":
         return _collective(op, name, scope)
-    return _plain(op, Bound(op, scope))  # an op of the user's own
+    if is_own(op.name):
+        return _plain(op, Bound(op, scope))
+    raise ValueError(f"no way to write {op.name} as Python")
 
 
 def _plain(op: Op, bound: Bound) -> Call:

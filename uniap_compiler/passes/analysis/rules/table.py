@@ -18,6 +18,7 @@ FAMILIES = (
 )  # fmt: skip
 
 _TABLE: dict[str, Entry] = {}
+_OWN: dict[str, Entry] = {}
 
 
 def rule(*names: str) -> Callable[[Entry], Entry]:
@@ -35,7 +36,7 @@ def rule(*names: str) -> Callable[[Entry], Entry]:
 
 def replace_entry(name: str, entry: Entry) -> None:
     """The rule of an op that is not in these files (own.py)."""
-    _TABLE[name] = entry
+    _OWN[name] = entry
 
 
 @cache
@@ -53,7 +54,7 @@ def _entry(name: str) -> Entry | None:
     _load()
     from .pointwise import is_pointwise, pointwise
 
-    found = _TABLE.get(name) or _TABLE.get(packet(name))
+    found = _TABLE.get(name) or _TABLE.get(packet(name)) or _OWN.get(packet(name))
     return found or (pointwise if is_pointwise(name) else None)
 
 
