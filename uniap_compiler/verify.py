@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from .capture import TrainingTask
+from .capture.autocast import regions_on_this_machine
 from .capture.batch import leaves, rows
 from .capture.capture import converted
 from .capture.export import Step
@@ -241,7 +242,7 @@ def run_reference(
     masters = MasterWeights(named if optimizer.get("master_weights", True) else {})
     torch_optimizer = _torch_optimizer(named | masters.copies, optimizer)
     losses, gradients = [], []
-    with promoted(other), without_checkpointing():
+    with promoted(other), without_checkpointing(), regions_on_this_machine():
         for n, batch in enumerate(batches):
             torch_optimizer.zero_grad(set_to_none=True)
             total = 0.0

@@ -6,20 +6,23 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from uniap_compiler import driver
+from uniap_compiler import TrainingTask, driver
+from uniap_compiler.capture import load_task
 from uniap_compiler.codegen.manifest import sha256_file
 from uniap_compiler.ir import Module
 from uniap_compiler.passes.manager import Session, run_passes
 from uniap_compiler.passes.pipelines import parse_pipeline
 from uniap_compiler.verify import verify
 
-from .plans import SMALL_LLAMA, Workshop, check, manifest
+from .plans import SMALL_LLAMA, Workshop, check, manifest, strategies
 
+SLOW = pytest.mark.slow
 PLANS = (
-    "pp=2,dp=2,micro_batches=3,shard=parameters",
+    pytest.param("pp=2,dp=2,micro_batches=3,shard=parameters", marks=SLOW),
     "dp=2,tp=2,micro_batches=2,shard=optimizer,boundary=sequence",
-    "pp=2,tp=2,micro_batches=2,recompute=selective",
+    pytest.param("pp=2,tp=2,micro_batches=2,recompute=selective", marks=SLOW),
     "dp=4,micro_batches=3,shard=gradients",
 )
 
@@ -74,8 +77,15 @@ def messages(module: Module) -> set[tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shard", ["none", "parameters"])
+@pytest.mark.parametrize(
+    ("dtype", "shard"),
+    [
+        pytest.param("float32", "none", marks=SLOW),
+        ("float32", "parameters"),
+        ("bfloat16", "none"),
+        pytest.param("bfloat16", "parameters", marks=SLOW),
+    ],
+)
 def test_gradients_travel_in_the_precision_that_was_asked_for(dtype: str, shard: str, tmp_path: Path) -> None:
     for reduce in (None, "bfloat16"):
         compiled = driver.compile(
@@ -108,3 +118,44 @@ def test_reductions_in_another_precision_overlap_and_share_messages(tmp_path: Pa
                 assert "stage_0.reduce_gradients" not in module.funcs
     assert counts[None, "overlap-gradients{bucket-bytes=1}"] == counts["bfloat16", "overlap-gradients{bucket-bytes=1}"]
     assert counts[None, "bucket-collectives"] == counts["bfloat16", "bucket-collectives"] == 1
+
+
+class Regional(torch.nn.Module):
+    """The small Llama and its loss in a region of torch.autocast: parameters in float32, products in bfloat16."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.model = device, load_task(SMALL_LLAMA).model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(self.device, dtype=torch.bfloat16):
+            return self.model(tokens)
+
+
+def regional(device: str) -> TrainingTask:
+    torch.manual_seed(0)
+    given = load_task(SMALL_LLAMA)
+    return TrainingTask(Regional(device), given.batch, loss=given.loss, targets=given.targets)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize(
+    ("device", "plan"),
+    [
+        ("cpu", "pp=2,dp=2,micro_batches=3,shard=parameters,recompute=selective"),
+        ("cuda", "dp=2,tp=2,micro_batches=2,shard=optimizer,boundary=sequence"),
+        pytest.param("cpu", "dp=2,tp=2,micro_batches=2,shard=optimizer,boundary=sequence", marks=SLOW),
+        pytest.param("cuda", "pp=2,dp=2,micro_batches=3,shard=parameters,recompute=selective", marks=SLOW),
+    ],
+)
+def test_autocast(device: str, plan: str, workshop: Workshop, out: Path) -> None:
+    task = regional(device)
+    bundle = workshop.compile(task, 4, plan, out, name=f"autocast {device}", dtype="float32")
+    about = manifest(bundle)
+    assert (about["dtype"], about["least_precise"], about["loss"]["dtype"]) == ("float32", "bfloat16", "bfloat16")
+    assert "master_weights" not in about["optimizer"]
+    assert len([name for name in strategies(bundle) if "layers" in name]) == 4
+    report = check(bundle, task=task)
+    assert report.tolerance == 5e-2 and 1e-4 < max(row.error for row in report.rows) < 0.03
+    again = driver.lower_again(bundle, out=out.with_name("f64"), dtype="float64").bundle
+    assert check(again, task=task).tolerance == 1e-10

@@ -195,7 +195,13 @@ def adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Tensor:
 # Normalisation.
 
 
+def _wide(x: Tensor) -> Tensor:
+    """What sums and squares are made of: at least float32, as in torch's kernels."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def _moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor, int]:
+    x = _wide(x)
     n = math.prod(x.shape[d] for d in dims)
     average = x.sum(dims, True) / n
     centred = x - average
@@ -222,10 +228,10 @@ def batch_norm_functional(
         y, a, b = batch_norm_eval(x, weight, bias, running_mean, running_var, momentum, eps)
         return y, a, b, running_mean, running_var
     average, centred, squares, n = _moments(x, [0, *range(2, x.dim())])
-    y = _affine(centred * torch.rsqrt(squares / n + eps), weight, bias)
+    y = _affine(centred * torch.rsqrt(squares / n + eps), weight, bias).to(x.dtype)
     shape = running_mean.shape
-    new_mean = running_mean * (1 - momentum) + average.view(shape) * momentum
-    new_var = running_var * (1 - momentum) + squares.view(shape) / (n - 1) * momentum
+    new_mean = (running_mean * (1 - momentum) + average.view(shape) * momentum).to(running_mean.dtype)
+    new_var = (running_var * (1 - momentum) + squares.view(shape) / (n - 1) * momentum).to(running_var.dtype)
     return y, x.new_empty(0), x.new_empty(0), new_mean, new_var
 
 
@@ -233,7 +239,8 @@ def batch_norm_no_stats(
     x: Tensor, weight: Optional[Tensor], bias: Optional[Tensor], training: bool, momentum: float, eps: float
 ) -> tuple[Tensor, ...]:
     _, centred, squares, n = _moments(x, [0, *range(2, x.dim())])
-    return _affine(centred * torch.rsqrt(squares / n + eps), weight, bias), x.new_empty(0), x.new_empty(0)
+    y = _affine(centred * torch.rsqrt(squares / n + eps), weight, bias).to(x.dtype)
+    return y, x.new_empty(0), x.new_empty(0)
 
 
 def batch_norm_eval(
@@ -246,8 +253,8 @@ def batch_norm_eval(
     eps: float,
 ) -> tuple[Tensor, ...]:
     shape = [-1] + [1] * (x.dim() - 2)
-    y = (x - running_mean.view(shape)) * torch.rsqrt(running_var + eps).view(shape)
-    return _affine(y, weight, bias), x.new_empty(0), x.new_empty(0)
+    y = (_wide(x) - running_mean.view(shape)) * torch.rsqrt(_wide(running_var) + eps).view(shape)
+    return _affine(y, weight, bias).to(x.dtype), x.new_empty(0), x.new_empty(0)
 
 
 def group_norm(
@@ -260,7 +267,7 @@ def group_norm(
 ) -> Tensor:
     y = x.view(x.shape[0], groups, x.shape[1] // groups, *x.shape[2:])
     _, centred, squares, n = _moments(y, list(range(2, y.dim())))
-    return _affine((centred * torch.rsqrt(squares / n + eps)).view(x.shape), weight, bias)
+    return _affine((centred * torch.rsqrt(squares / n + eps)).view(x.shape), weight, bias).to(x.dtype)
 
 
 def instance_norm(
@@ -277,14 +284,14 @@ def instance_norm(
     if running_mean is not None or not use_input_stats:
         raise NotImplementedError("an instance norm with running statistics is not supported")
     _, centred, squares, n = _moments(x, list(range(2, x.dim())))
-    return _affine(centred * torch.rsqrt(squares / n + eps), weight, bias)
+    return _affine(centred * torch.rsqrt(squares / n + eps), weight, bias).to(x.dtype)
 
 
 def rms_norm(
     x: Tensor, normalized_shape: list[int], weight: Optional[Tensor] = None, eps: Optional[float] = None
 ) -> Tensor:
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
-    z = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    z = _wide(x)
     squares = (z * z).sum(dims, True) / math.prod(normalized_shape)
     y = (z * torch.rsqrt(squares + (torch.finfo(z.dtype).eps if eps is None else eps))).to(x.dtype)
     return y if weight is None else y * weight

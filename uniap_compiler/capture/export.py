@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from uniap_compiler.ir import Diagnostic, Loc
 
 from . import batch as batches
+from .autocast import regions_for_any_device, write_casts
 from .decompositions import table
 from .functional import Capturable
 from .precision import promoted
@@ -87,11 +88,12 @@ def export(
         for _, t in (*batches.leaves(task.batch, "batch"), *batches.leaves(task.targets, "targets"))
     )
     step = Step(task)
-    with warnings.catch_warnings(), quiet(), promoted(dtype), Capturable():
+    with warnings.catch_warnings(), quiet(), promoted(dtype), Capturable(), regions_for_any_device():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(step, tensors, strict=False)
             _check(program, root)
+            write_casts(program, lambda node: user_line(node.meta.get("stack_trace") or "", root))
             sites = number(program.graph_module)
             _detach_no_grad_regions(program)
             return program.run_decompositions(table()) if _mutates(program) else program, sites

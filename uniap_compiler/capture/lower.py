@@ -68,8 +68,15 @@ def _run(
 def _call(node: Node, args: Any, kwargs: Any, locate: Callable[[Node], Loc | None], current: list[Loc | None]) -> Any:
     if isinstance(node.target, torch._ops.OpOverload):
         result = OWN[node.target](*args, **kwargs) if node.target in OWN else NotImplemented
-        return node.target(*args, **kwargs) if result is NotImplemented else result
+        return node.target(*args, **kwargs) if result is NotImplemented else _as_torch(result, node.meta.get("val"))
     if str(node.target) == "wrap_with_set_grad_enabled":
         _, body, *rest = args
         return _run(body, dict(zip(body.graph.find_nodes(op="placeholder"), rest, strict=True)), locate, current)
     raise Diagnostic(f"torch.export left something that cannot be compiled: {node.target}", loc=current[-1])
+
+
+def _as_torch(result: Any, known: Any) -> Any:
+    """In the dtype that the op itself gives: a definition of ours may promote other operands than torch's kernel."""
+    if isinstance(result, torch.Tensor) and isinstance(known, torch.Tensor) and known.is_floating_point():
+        return result.to(known.dtype)
+    return result
