@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -133,16 +134,25 @@ _OURS = str(Path(__file__).parent.parent)
 
 def user_line(trace: str, root: Path | None, module: str = "") -> Loc | None:
     """The innermost frame that is neither torch's nor ours, else the innermost of torch's modules."""
+    place = _innermost(trace, root)
+    return Loc(*place, module) if place is not None else None
+
+
+@lru_cache(maxsize=4096)  # equal layers have equal traces
+def _innermost(trace: str, root: Path | None) -> tuple[str, int] | None:
     found = fallback = None
     for file, line, _ in _FRAME.findall(trace):
         if file.startswith(("<", _OURS)):
             continue
         if file.startswith(_TORCH) or "/lib/python3" in file and "site-packages" not in file:
             if "/torch/nn/" in file:
-                fallback = Loc(relative(file, None), int(line), module)
+                fallback = (file, int(line), None)
         else:
-            found = Loc(relative(file, root), int(line), module)
-    return found or fallback
+            found = (file, int(line), root)
+    if (frame := found or fallback) is None:
+        return None
+    file, line, folder = frame
+    return relative(file, folder), line
 
 
 def relative(file: str, root: Path | None) -> str:
