@@ -217,6 +217,16 @@ def test_unwanted_results_of_a_call_are_given_up_at_once() -> None:
     assert torch.equal(run(text)["forward"](None, [value])[0], value.sin().exp().sin().exp())
 
 
+def test_one_long_name_is_not_unpacked() -> None:
+    """`(name,) = value` in three lines would take the value apart."""
+    name, source = "a" * 60, "b" * 60
+    lines = assignment([name], Call(f"{source}.to", ["torch.float64"]))
+    assert max(map(len, lines)) <= 110 and lines[0] == f"    {name} = ("
+    space: dict[str, Any] = {"torch": torch}
+    exec("\n".join([f"def f({source}):", *lines, f"    return {name}"]), space)
+    assert space["f"](torch.ones(1)).dtype == torch.float64
+
+
 def test_long_lines_are_broken() -> None:
     names = [f"a_rather_long_name_{n}" for n in range(8)]
     lines = assignment(names, Call("comm.all_reduce_many", [f"[{', '.join(names)}]", '"a"']))

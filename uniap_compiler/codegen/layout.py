@@ -29,6 +29,8 @@ def assignment(targets: list[str], value: Call | str, indent: str = "    ") -> l
         return [line]
     left = ", ".join(targets) + " = " if targets else ""
     lines = [indent + left]
+    if len(targets) == 1 and not isinstance(value, str) and len(lines[0]) + len(value.head) + 1 > WIDTH:
+        return [f"{indent}{left}(", *assignment([], value, indent + "    "), f"{indent})"]  # (name,) = would unpack it
     if len(lines[0]) + (0 if isinstance(value, str) else len(value.head) + 1) > WIDTH:
         lines = [f"{indent}(", *fill(targets, indent + "    "), f"{indent}) = "]
     if isinstance(value, str):
