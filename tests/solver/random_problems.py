@@ -77,6 +77,9 @@ def random_problem(seed: int, *, chain: bool = False) -> dict[str, Any]:
                 u = rng.randint(0, L - 2)
                 readers = sorted(rng.sample(range(u + 1, L), rng.randint(1, min(3, L - 1 - u))))
                 data["values"].append({"from": u, "to": readers, "reshard": table(3), "transfer": number(2)})
+            if rng.random() < 0.5:  # a candidate with costs of its own, or without any
+                own = [v | {"reshard": table(3), "transfer": number(2)} for v in data["values"]]
+                rng.choice(candidates)["values"] = rng.choice([own, []])
         if L > 1 and rng.random() < 0.4:
             data["same"] = [sorted(rng.sample(range(L), 2)) for _ in range(rng.randint(1, 2))]
     return data

@@ -54,7 +54,7 @@ def evaluate(
                 o[i - 1] += candidate.transfer[pair][before][now]
             else:
                 bad.append(f"layers {u - 1}, {u}: stages {stage[u - 1]}, {i} are not in order")
-    for value in problem.values:
+    for value in problem.values_of(candidate):
         home = stage[value.source]
         for reader in value.readers:
             p[stage[reader]] += value.reshard[layout[strategy[value.source]]][layout[strategy[reader]]]

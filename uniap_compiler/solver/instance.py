@@ -124,10 +124,13 @@ def build_instance(problem: Problem, index: int) -> Instance:
         edge=edge,
         reshard=reshard,
         transfer=transfer,
-        crossing=_crossing(problem),
+        crossing=_crossing(problem, candidate),
         first=first,
         last=last,
-        values=[Value(v.source, v.readers, _pick(v.reshard, raw_classes).tolist(), v.transfer) for v in problem.values],
+        values=[
+            Value(v.source, v.readers, _pick(v.reshard, raw_classes).tolist(), v.transfer)
+            for v in problem.values_of(candidate)
+        ],
         ties=ties,
     )
 
@@ -203,10 +206,10 @@ def _edges(problem: Problem, candidate: Candidate, raw_classes: Ints) -> tuple[I
     return edge, reshard, transfer
 
 
-def _crossing(problem: Problem) -> Floats:
+def _crossing(problem: Problem, candidate: Candidate) -> Floats:
     """Seconds that the values add to a stage boundary between layers u-1 and u; exact, because stages are in order."""
     crossing = np.zeros(len(problem.layers))
-    for value in problem.values:
+    for value in problem.values_of(candidate):
         crossing[value.source + 1 : max(value.readers) + 1] += value.transfer
     return crossing
 

@@ -67,6 +67,8 @@ class Candidate:
     allowed: dict[str, list[int]] = field(default_factory=dict)
     step_time: dict[str, Row] = field(default_factory=dict)
     workspace: dict[str, Row] = field(default_factory=dict)
+    values: list[Value] | None = None
+    """In the place of the problem's, where they cost something else here."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,7 @@ class Problem:
             data["schedule"] = self.schedule
         data["layers"] = list(self.layers)
         if self.values:
-            data["values"] = [
-                {"from": v.source, "to": v.readers, "reshard": v.reshard, "transfer": v.transfer} for v in self.values
-            ]
+            data["values"] = _values_to_json(self.values)
         if self.fixed:
             data["fixed"] = [
                 {"layer": f.layer}
@@ -124,10 +124,18 @@ class Problem:
         data["candidates"] = [_candidate_to_json(candidate) for candidate in self.candidates]
         return data
 
+    def values_of(self, candidate: Candidate) -> list[Value]:
+        """The candidate's own, else the problem's."""
+        return self.values if candidate.values is None else candidate.values
+
     def limits(self, candidate: Candidate) -> Row:
         """Bytes per device, stage by stage."""
         limit = self.memory if candidate.memory_limit is None else candidate.memory_limit
         return list(limit) if isinstance(limit, list) else [limit] * candidate.stages
+
+
+def _values_to_json(values: list[Value]) -> list[dict[str, Any]]:
+    return [{"from": v.source, "to": v.readers, "reshard": v.reshard, "transfer": v.transfer} for v in values]
 
 
 def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
@@ -147,4 +155,6 @@ def _candidate_to_json(candidate: Candidate) -> dict[str, Any]:
         data["step_time"] = candidate.step_time
     if candidate.workspace:
         data["workspace"] = candidate.workspace
+    if candidate.values is not None:
+        data["values"] = _values_to_json(candidate.values)
     return data

@@ -27,6 +27,7 @@ class Raw:
         self.problem, self.index = problem, index
         candidate = problem.candidates[index]
         self.D, self.c, self.L = candidate.stages, candidate.micro_batches, len(problem.layers)
+        self.values = problem.values_of(candidate)
         self.layout, self.K = candidate.layout, len(candidate.layout)
         self.limit = problem.limits(candidate)
         self.choices = [self._choices(u) for u in range(self.L)]
@@ -72,8 +73,8 @@ class Raw:
     def _extra(self, v: int) -> list[float]:
         """What values read by layer v cost it at least, by its strategy."""
         extra = [0.0] * self.K
-        for source in {value.source for value in self.problem.values if v in value.readers}:
-            tables = [value for value in self.problem.values if value.source == source]
+        for source in {value.source for value in self.values if v in value.readers}:
+            tables = [value for value in self.values if value.source == source]
             for k in range(self.K):
                 paid = [
                     sum(value.readers.count(v) * value.reshard[q][self.layout[k]] for value in tables)
@@ -90,7 +91,7 @@ class Raw:
         table = self.transfer[u]
         assert table is not None
         own = min(table[self.layout[k]][self.layout[l]] for k in self.choices[u - 1] for l in self.choices[u])
-        return own + sum(v.transfer for v in self.problem.values if v.source < u <= max(v.readers))
+        return own + sum(v.transfer for v in self.values if v.source < u <= max(v.readers))
 
     def step_floor(self) -> float:
         least = [min(self.step[u][k] for k in self.choices[u]) for u in range(self.L)]

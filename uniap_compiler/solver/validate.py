@@ -21,7 +21,7 @@ MAX_CANDIDATES = 65536
 _PROBLEM_FIELDS = {"format", "name", "memory", "schedule", "layers", "values", "fixed", "same", "candidates"}
 _CANDIDATE_FIELDS = {
     "stages", "micro_batches", "strategies", "layout", "allowed", "time", "memory",
-    "memory_limit", "reshard", "transfer", "step_time", "workspace",
+    "memory_limit", "reshard", "transfer", "step_time", "workspace", "values",
 }  # fmt: skip
 
 T = TypeVar("T")
@@ -118,6 +118,9 @@ def _candidate(data: Any, path: str, layers: list[str]) -> Candidate:
         transfer=table("transfer", square, pairs if stages > 1 else ()),
         step_time=table("step_time", row, ()) if "step_time" in fields else {},
         workspace=table("workspace", row, ()) if "workspace" in fields else {},
+        values=_list(fields["values"], f"{path}.values", lambda x, p: _value(x, p, len(layers), classes))
+        if "values" in fields
+        else None,
     )
 
 

@@ -14,7 +14,7 @@ from uniap_compiler.cluster import Cluster
 from uniap_compiler.ir import Diagnostic
 
 from .force import Force
-from .problem import Candidate, Setting, build_problems
+from .problem import Candidate, Setting, build_problem
 from .problem import _admits as admitted
 
 GIB = 2.0**30
@@ -32,8 +32,8 @@ class Shortage:
 
 def explain(setting: Setting) -> Diagnostic:
     """To be called when the solver has proven that no plan fits."""
-    problems = build_problems(setting)
-    least = min((shortage(setting, c) for p in problems for c in p.candidates), key=lambda s: s.missing)
+    candidates = build_problem(setting).candidates
+    least = min((shortage(setting, c) for c in candidates), key=lambda s: s.missing)
     names, cluster = setting.graph.names, setting.cluster
     first, last = least.layers
     where = names[first] if first == last else f"{names[first]} ... {names[last]}"
@@ -105,7 +105,7 @@ def _remedies(setting: Setting, least: Shortage) -> list[str]:
 def _fits(setting: Setting) -> bool:
     """Whether some candidate of a changed setting fits; False where it was never costed."""
     try:
-        return any(shortage(setting, c).missing <= 0 for p in build_problems(setting) for c in p.candidates)
+        return any(shortage(setting, c).missing <= 0 for c in build_problem(setting).candidates)
     except (Diagnostic, ValueError):
         return False
 

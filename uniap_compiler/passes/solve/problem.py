@@ -1,12 +1,11 @@
 """The layer-level problem: every number that the solver needs, from the layers' costs.
 
-    problems = build_problems(setting)
-    problems[0].data            {"format": "uniap-problem/1", "candidates": [...]}        for uniap_compiler.solver
-    problems[0].candidates[3]   the same numbers with forward and backward apart, for the simulation
+    problem = build_problem(setting)
+    problem.data            {"format": "uniap-problem/1", "candidates": [...]}        for uniap_compiler.solver
+    problem.candidates[3]   the same numbers with forward and backward apart, for the simulation
 
 A candidate is a number of stages D (a divisor of the devices, at most the number of layers) and of micro-batches c (a
-divisor of the batch).  Its strategies are those whose data-parallel degree divides the micro-batch.  Values that skip
-layers have one cost in the whole problem, so with such values every candidate is a problem of its own.
+divisor of the batch).  Its strategies are those whose data-parallel degree divides the micro-batch.
 """
 
 from __future__ import annotations
@@ -133,16 +132,14 @@ def batches_of(devices: int, global_batch: int, layers: int) -> list[int]:
     return sorted(found)
 
 
-def build_problems(setting: Setting) -> list[Problem]:
+def build_problem(setting: Setting) -> Problem:
     """Raises Diagnostic when no candidate is left: the batch does not divide, or what is forced contradicts itself."""
     graph = setting.graph
     check_degrees(setting.force, graph.names, setting.cluster.devices, setting.global_batch)
     candidates = [candidate for stages in _stages(setting) for candidate in _Builder(setting, stages).candidates()]
     if not candidates:
         raise _nothing_left(setting)
-    skips = any(crossing.skips for crossing in graph.crossings)
-    groups = [[candidate] for candidate in candidates] if skips else [candidates]
-    return [Problem(_data(setting, group), group) for group in groups]
+    return Problem(_data(setting, candidates), candidates)
 
 
 def _stages(setting: Setting) -> list[int]:
@@ -358,11 +355,6 @@ def _data(setting: Setting, candidates: list[Candidate]) -> dict[str, Any]:
     if setting.schedule == "1f1b":
         data["schedule"] = "1f1b"
     data["layers"] = list(graph.types)
-    if candidates[0].skips:
-        data["values"] = [
-            {"from": c.source, "to": [v for v, _ in c.readers], "reshard": table.tolist(), "transfer": seconds}
-            for c, table, seconds in candidates[0].skips
-        ]
     fixed = _fixed(setting, candidates)
     if fixed:
         data["fixed"] = fixed
@@ -395,6 +387,10 @@ def _candidate_data(candidate: Candidate, schedule: str) -> dict[str, Any]:
         return (table.max(axis=0) if len(table) else table.sum(axis=0)).tolist()
 
     kinds = list(candidate.forward)
+    values = [
+        {"from": c.source, "to": [v for v, _ in c.readers], "reshard": table.tolist(), "transfer": seconds}
+        for c, table, seconds in candidate.skips
+    ]
     return {
         "stages": candidate.stages,
         "micro_batches": candidate.micro_batches,
@@ -407,6 +403,7 @@ def _candidate_data(candidate: Candidate, schedule: str) -> dict[str, Any]:
         "transfer": {pair: slowest(candidate.pass_on[pair] + candidate.pass_back[pair]) for pair in candidate.pass_on},
         "step_time": {kind: candidate.step[kind].tolist() for kind in kinds},
         "workspace": {kind: candidate.workspace[kind].tolist() for kind in kinds},
+        **({"values": values} if values else {}),
     }
 
 

@@ -14,7 +14,6 @@ simulation's.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +28,7 @@ from .cluster_op import cluster_of, record_cluster
 from .enumerate_strategies import force_of, global_batch
 from .infeasible import explain
 from .pattern_costs import pattern_costs
-from .problem import Problem, Setting, batches_of, build_problems
+from .problem import Problem, Setting, batches_of, build_problem
 from .simulate_plan import Simulated, simulate_plan
 from .step_graph import StepGraph
 
@@ -51,9 +50,9 @@ class SolveParallelism:
         if session.cluster is not None:
             record_cluster(module, session.cluster)
         setting = setting_of(module)
-        problems = build_problems(setting)
+        problem = build_problem(setting)
         folder = session.options.get("write_lp")
-        answer = solve_all(problems, self.time_limit, self.top, Path(folder) if folder is not None else None)
+        answer = solve(problem, self.time_limit, self.top, Path(folder) if folder is not None else None)
         if answer.status == "infeasible":
             raise explain(setting)
         if not answer.plans:
@@ -61,8 +60,8 @@ class SolveParallelism:
                 f"no plan was found within {self.time_limit:g} s",
                 help="give it longer: solve-parallelism{time-limit=...}, or force some of the choices",
             )
-        simulated = [simulate_plan(setting, problems[n], plan) for n, plan in answer.plans]
-        order = sorted(range(len(simulated)), key=lambda n: (simulated[n].seconds, answer.plans[n][1].objective))
+        simulated = [simulate_plan(setting, problem, plan) for plan in answer.plans]
+        order = sorted(range(len(simulated)), key=lambda n: (simulated[n].seconds, answer.plans[n].objective))
         _write(module, setting, answer, [simulated[n] for n in order])
         best = simulated[order[0]]
         return (
@@ -91,48 +90,14 @@ def setting_of(module: Module) -> Setting:
     )
 
 
-@dataclass
-class Answer:
-    """plans: (number of the problem, plan), best first.  bound holds for every plan of every problem."""
-
-    status: str
-    plans: list[tuple[int, solver.Plan]]
-    bound: float | None
-    gap: float | None
-    seconds: float
+def solve(problem: Problem, time_limit: float, top: int, write_lp: Path | None = None) -> solver.Result:
+    if write_lp is not None:
+        write_lp.mkdir(parents=True, exist_ok=True)
+        (write_lp / "problem.json").write_text(json.dumps(problem.data, indent=1) + "\n", encoding="utf-8")
+    return solver.solve(solver.Problem.from_json(problem.data), time_limit=time_limit, top=top, write_lp=write_lp)
 
 
-def solve_all(problems: list[Problem], time_limit: float, top: int, write_lp: Path | None = None) -> Answer:
-    """Problems that differ in their candidates only, as one."""
-    plans: list[tuple[int, solver.Plan]] = []
-    bounds: list[float] = []
-    seconds, statuses = 0.0, set()
-    for n, problem in enumerate(problems):
-        folder = write_lp if write_lp is None or len(problems) == 1 else write_lp / f"p{n:02d}"
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "problem.json").write_text(json.dumps(problem.data, indent=1) + "\n", encoding="utf-8")
-        result = solver.solve(
-            solver.Problem.from_json(problem.data),
-            time_limit=max(1.0, time_limit - seconds),
-            top=math.ceil(top / len(problems)),  # every problem gives its best: together they are runners-up enough
-            write_lp=folder,
-        )
-        seconds += result.seconds
-        statuses.add(result.status)
-        plans += [(n, plan) for plan in result.plans]
-        if result.status != "infeasible":
-            bounds.append(result.bound if result.bound is not None else 0.0)
-    plans.sort(key=lambda item: item[1].objective)
-    if not plans:
-        return Answer("infeasible" if statuses == {"infeasible"} else "unknown", [], None, None, seconds)
-    best, bound = plans[0][1].objective, min(bounds)
-    proven = statuses <= {"optimal", "infeasible"}
-    gap = max(0.0, (best - bound) / best) if best else 0.0
-    return Answer("optimal" if proven else "feasible", plans[:top], min(bound, best), gap, seconds)
-
-
-def _write(module: Module, setting: Setting, answer: Answer, plans: list[Simulated]) -> None:
+def _write(module: Module, setting: Setting, answer: solver.Result, plans: list[Simulated]) -> None:
     best, candidate = plans[0], plans[0].candidate
     drop = ("plan.plan", "plan.mesh", "plan.stage", "plan.runner_up")
     module.ops = [op for op in module.ops if op.name not in drop]
@@ -155,7 +120,7 @@ def _write(module: Module, setting: Setting, answer: Answer, plans: list[Simulat
                 "micro_batches": candidate.micro_batches,
                 "schedule": setting.schedule,
                 "status": answer.status,
-                "objective": answer.plans[0][1].objective,
+                "objective": answer.plans[0].objective,
                 "bound": answer.bound,
                 "gap": answer.gap,
                 "chosen_objective": best.plan.objective,
