@@ -15,6 +15,7 @@ import numpy as np
 
 from uniap_compiler.solver.chain import ChainSearch
 from uniap_compiler.solver.evaluate import evaluate
+from uniap_compiler.solver.exact import Settled
 from uniap_compiler.solver.instance import Bools, Floats, Instance, dominated
 from uniap_compiler.solver.miqp import period, skip_edges, stage_times
 
@@ -37,8 +38,17 @@ class Pool:
 class Node:
     """One candidate under restrictions; refined level by level, then branched."""
 
-    def __init__(self, at: Instance, pool: Pool, restrict: dict[int, Bools], bound: float, deadline: float) -> None:
-        self.at, self.pool, self.restrict, self.deadline = at, pool, restrict, deadline
+    def __init__(
+        self,
+        at: Instance,
+        pool: Pool,
+        restrict: dict[int, Bools],
+        bound: float,
+        deadline: float,
+        parent: Node | None = None,
+    ) -> None:
+        self.at, self.pool, self.restrict, self.deadline, self.parent = at, pool, restrict, deadline, parent
+        self.settled: Settled = Settled() if parent is None else parent.settled
         self.bound = bound
         self.local = np.inf
         self.plan: tuple[list[int], list[int]] | None = None
@@ -61,8 +71,10 @@ class Node:
             if not self.chain.possible:
                 self.bound = np.inf
                 return
-            self.search = ChainSearch(self.chain, self._offer, self.deadline)
-        self.search.refine(self._threshold)
+            before = self.parent.search if self.parent is not None else None
+            self.search = ChainSearch(self.chain, self._offer, self.deadline, self.settled, before)
+            self.parent = None
+        self.search.refine(self._threshold, self.pool.threshold)
         self.bound = max(self.bound, min(self.search.bound, self.local))
 
     def branch(self) -> list[Node]:
@@ -73,7 +85,11 @@ class Node:
         for group in self.at.ties:
             if len({strategy[u] for u in group}) > 1:
                 common = np.logical_and.reduce([self._mask(u) for u in group])
-                return [self._child(dict.fromkeys(group, _only(common, int(k)))) for k in np.flatnonzero(common)]
+                classes = sorted(set(self.at.layout[common].tolist()))
+                parts = [common & (self.at.layout == q) for q in classes]
+                if len(parts) == 1:
+                    parts = [_only(common, int(k)) for k in np.flatnonzero(common)]
+                return [self._child(dict.fromkeys(group, part)) for part in parts]
         worst, source = 0.0, -1
         q = self.at.layout[strategy]
         for u, v, table in skip_edges(self.at):
@@ -86,7 +102,7 @@ class Node:
         return [self._child({source: mask & (self.at.layout == r)}) for r in self._classes(source)]
 
     def _child(self, restrict: dict[int, Bools]) -> Node:
-        return Node(self.at, self.pool, self.restrict | restrict, self.bound, self.deadline)
+        return Node(self.at, self.pool, self.restrict | restrict, self.bound, self.deadline, self)
 
     def _mask(self, u: int) -> Bools:
         own = self.at.allowed[self.at.kind[u]]

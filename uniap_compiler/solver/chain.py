@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from uniap_compiler.solver.exact import ExactSearch, Found, step_weights
+from uniap_compiler.solver.exact import ExactSearch, Found, Settled, step_weights
 from uniap_compiler.solver.instance import Instance
 from uniap_compiler.solver.intervals import IntervalTable, Path
 from uniap_compiler.solver.labels import Limit, stage_time
@@ -47,7 +47,14 @@ class ChainSearch:
     `stuck`: the labels were too many.
     """
 
-    def __init__(self, at: Instance, offer: Offer, deadline: float = np.inf) -> None:
+    def __init__(
+        self,
+        at: Instance,
+        offer: Offer,
+        deadline: float = np.inf,
+        settled: Settled | None = None,
+        parent: ChainSearch | None = None,
+    ) -> None:
         if at.stages == 1 and at.step.any():  # one stage: c p + s is one sum
             at = replace(at, time=at.time + at.step[:, None, :] / at.micro_batches, step=np.zeros_like(at.step))
         self.at, self.offer, self.deadline = at, offer, deadline
@@ -64,15 +71,23 @@ class ChainSearch:
         self.weights = [1 / at.stages, 1 / (at.stages * at.micro_batches)] if self.stepped else []
         if self.stepped and self.trips:
             self.weights.append(1 / (at.stages * self.trips))
+        self.settled = Settled() if settled is None else settled
         self.exact: ExactSearch | None = None
+        self.first = parent is None
+        if parent is not None and parent.level >= 3:  # with fewer choices, nothing gets faster
+            self.table, self.floor, self.level = parent.table.of(at), parent.floor, 2
 
-    def refine(self, incumbent: Incumbent) -> None:
-        """One level further. `incumbent()` is the objective at which a plan no longer matters, at any moment."""
+    def refine(self, incumbent: Incumbent, matters: Incumbent | None = None) -> None:
+        """One level further.
+
+        `incumbent()` is the value from which on plans of this chain are not looked for, at any moment; `matters()`, at
+        least as much, the objective from which on plans do not matter in the whole problem.
+        """
         at, costs = self.at, {weight: self._stage_costs(weight) for weight in [0.0, *self.weights]}
         if self.level == 0:
             self.table = coarse_table(at, costs)
         elif self.exact is None:
-            self._prune(incumbent())
+            self._prune((matters or incumbent)())
         if self.level in (1, 2):
             self.table = fine_table(at, costs, self.table, ranged=self.level == 2)
         self.level += 1
@@ -83,7 +98,9 @@ class ChainSearch:
         else:
             if self.exact is None:
                 costs = {weight: self._stage_costs(weight) for weight in step_weights(at) if self.stepped or not weight}
-                self.exact = ExactSearch(self.table, costs, self.floor, self.step_floor, self.deadline, self._offer)
+                self.exact = ExactSearch(
+                    self.table, costs, self.floor, self.step_floor, self.deadline, self._offer, self.settled
+                )
             bound = self.exact.refine(incumbent)
             self.solved, self.stuck = self.exact.solved, self.exact.stuck
         self.bound = max(self.bound, bound)
@@ -115,7 +132,7 @@ class ChainSearch:
             if path is None:
                 continue
             if self.rounds * (min(path.period, box.high) - box.low) <= 1e-4 * box.bound:
-                self._offer_beam(path, BEAM if self.level == 3 else QUICK_BEAM)
+                self._offer_beam(path, BEAM if self.level == 3 and self.first else QUICK_BEAM)
                 return box.bound * (1 - BELOW)
             high = min(box.high, path.period)
             middle = 0.5 * (box.low + high)

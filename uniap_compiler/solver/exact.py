@@ -14,11 +14,11 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from uniap_compiler.solver.instance import Instance
+from uniap_compiler.solver.instance import Instance, Ints
 from uniap_compiler.solver.intervals import IntervalTable, Path
 from uniap_compiler.solver.labels import Limit, StageTime, TooManyLabels, stage_time
 from uniap_compiler.solver.tables import StageCosts, fine_table
@@ -47,6 +47,18 @@ class Range:
     high: float
 
 
+@dataclass
+class Settled:
+    """What labels have shown, by what an interval consists of: shared by all nodes of a candidate."""
+
+    known: dict[Key, list[StageTime]] = field(default_factory=dict)
+    reach: dict[Key, float] = field(default_factory=dict)
+    numbers: dict[bytes, int] = field(default_factory=dict)
+
+    def number(self, content: bytes) -> int:
+        return self.numbers.setdefault(content, len(self.numbers))
+
+
 class ExactSearch:
     """Refined call by call until `solved`: nothing below the incumbent is left; `stuck`: the labels were too many."""
 
@@ -58,16 +70,16 @@ class ExactSearch:
         step_floor: float,
         deadline: float,
         offer: Callable[[Found], None],
+        settled: Settled,
     ) -> None:
         self.at, self.costs, self.deadline, self.offer = table.at, costs, deadline, offer
         self.rounds = table.at.micro_batches - 1.0
         self.base, self.floor = table.timed(), floor
         self.lines = {w: fine_table(self.at, {w: own}, self.base, ranged=True) for w, own in costs.items() if w > 0}
         self.solved, self.stuck, self.near = False, False, NEAR
-        self.known: dict[Key, list[StageTime]] = {}
-        self.reach: dict[Key, float] = {}
+        self.known, self.reach = settled.known, settled.reach
         self.places: dict[Key, list[tuple[int, int]]] = {}
-        self.alike = _alike_stages(self.at)
+        self.contents = _contents(self.at, settled)
         for i, own in enumerate(self.base.stages):
             for n in range(len(own.a)):
                 self.places.setdefault(self._key(i, int(own.a[n]), int(own.b[n])), []).append((i, n))
@@ -128,8 +140,8 @@ class ExactSearch:
         That is so when the bound is `enough`, or beyond the incumbent, or when nothing may be settled.
         """
         table = self.base.under_step(part.high, self.lines)
-        for key, results in self.known.items():
-            for found in results:
+        for key in self.places:
+            for found in self.known.get(key, ()):
                 self._apply(table, key, found, part.high)
         best: tuple[float, float | None] = (np.inf, None)
         queue = [Range(max(self.least, part.bound - part.low), self.floor, np.inf)]
@@ -231,8 +243,8 @@ class ExactSearch:
 
     def _key(self, i: int, a: int, b: int) -> Key:
         """Intervals with equal keys have equal stage times: they share one computation."""
-        at = self.at
-        return (min(i, 1), self.alike[i], at.kind[a : b + 1].tobytes(), at.edge[a + 1 : b + 1].tobytes())
+        kinds = self.contents[i][self.at.kind[a : b + 1]].tobytes()
+        return (min(i, 1), float(self.at.limit[i]), kinds, self.at.edge[a + 1 : b + 1].tobytes())
 
 
 def step_weights(at: Instance) -> list[float]:
@@ -240,12 +252,18 @@ def step_weights(at: Instance) -> list[float]:
     return [0.0, *np.geomspace(1 / (at.stages * at.micro_batches), 1.0, STEP_WEIGHTS).tolist()]
 
 
-def _alike_stages(at: Instance) -> list[int]:
-    """Stages with equal numbers get equal numbers."""
-    numbers: dict[bytes, int] = {}
-    tables = ((at.time[:, i], at.memory[:, i], at.limit[i : i + 1]) for i in range(at.stages))
-    keys = [b"".join(table.tobytes() for table in own) for own in tables]
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
+def _contents(at: Instance, settled: Settled) -> list[Ints]:
+    """A number for every kind of layer on every stage: equal where everything is equal."""
+    fixed = [b"".join(table[n].tobytes() for table in (at.step, at.workspace, at.allowed)) for n in range(len(at.step))]
+    return [
+        np.array(
+            [
+                settled.number(at.time[n, i].tobytes() + at.memory[n, i].tobytes() + content)
+                for n, content in enumerate(fixed)
+            ]
+        )
+        for i in range(at.stages)
+    ]
 
 
 def _settled(table: IntervalTable, path: Path, i: int) -> bool:

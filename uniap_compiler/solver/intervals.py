@@ -213,6 +213,10 @@ class IntervalTable:
             times.append(t)
         return self._copy(times)
 
+    def of(self, at: Instance) -> IntervalTable:
+        """The same table for an instance with the same or fewer choices."""
+        return IntervalTable(at, list(self.stages), self.hop, self.weights)
+
     def timed(self) -> IntervalTable:
         """A copy with stage times alone in the sum."""
         return self._copy([own.t.copy() for own in self.stages])

@@ -20,7 +20,7 @@ ROOM = 1 + 1e-12
 #: Lower bounds give this back for the rounding of their sums.
 BELOW = 1 - 1e-11
 MOST_MULTIPLIERS = 20
-MOST_RANGES = 12
+MOST_RANGES = 7
 
 
 class StageCosts:
