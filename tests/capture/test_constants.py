@@ -131,3 +131,26 @@ def test_casts_and_constants_are_promoted() -> None:
 def test_a_constant_of_the_batch_is_refused() -> None:
     with pytest.raises(Diagnostic, match="depends on the batch size"):
         capture(make(lambda self, x: x * torch.tensor(1.0 + x.shape[0])))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_rounded_table_has_its_exact_values_beside(dtype: str) -> None:
+    """So that the plan of a float32 or bfloat16 bundle, lowered again in float64, is the model to 1e-10."""
+    from uniap_compiler.passes.manager import Session, run_passes
+    from uniap_compiler.passes.pipelines import parse_pipeline
+
+    def body(self: Any, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(6).float(), 1.0 / torch.arange(1, 9).float())
+        halves = torch.outer(torch.arange(6).float(), torch.full((8,), 0.5))  # exact in any dtype: nothing beside
+        return x * angles.cos().to(x.dtype) + halves.to(x.dtype)
+
+    given, exact = ConstantStore(), ConstantStore()
+    module = capture(make(body), dtype=dtype, constants=given)
+    capture(make(body), dtype="float64", constants=exact)
+    (cos,) = [name.removesuffix("@f64") for name in given if name.endswith("@f64")]
+    before = given[cos].dtype
+    run_passes(module, parse_pipeline("promote-dtype{dtype=f64}"), Session(constants=given))
+    assert before == {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    assert any(given[cos].digest == exact[name].digest for name in exact)
+    (op,) = [op for op in module.ops if op.symbol == cos]
+    assert op.attrs["digest"] == given[cos].digest

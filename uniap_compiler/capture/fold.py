@@ -3,8 +3,10 @@
     %arange = aten.arange {end = 128};  %outer = nn.contract(%arange, %inv_freq);  %cos = aten.cos(%outer)
       ->  func param %cos: tensor<128x16xf32> {role = "constant", digest = "..."}   and its data in the ConstantStore
 
-Buffers that forward never changes count as constants.  A single factory op (`aten.full`, `aten.arange`) stays as it
-is: it is easier to read than data.  An attention mask that says no more than "look back only" becomes `causal = true`.
+A table that its dtype rounds is computed in float64 as well, and stored beside as `cos@f64`: that is what the constant
+is when the plan is lowered again in float64 (promote-dtype).  Buffers that forward never changes count as constants.  A
+single factory op (`aten.full`, `aten.arange`) stays as it is: it is easier to read than data.  An attention mask that
+says no more than "look back only" becomes `causal = true`.
 """
 
 from __future__ import annotations
@@ -18,12 +20,17 @@ from torch import Tensor, nn
 from uniap_compiler.bridge.identities import same_value
 from uniap_compiler.bridge.interpret import operand_values, run_op
 from uniap_compiler.bridge.schema import dtype_name, type_of
-from uniap_compiler.ir import Affine, ConstantStore, Func, Op, Value
+from uniap_compiler.ir import Affine, Atom, ConstantStore, Func, Op, Value
 
+from .dtypes import FLOATS
 from .fake import is_fake
 
 LARGEST = 1 << 24
 """Elements; a larger table is computed by the programme."""
+
+
+WIDE = "@f64"
+"""Behind the name of a constant: its values before rounding."""
 
 
 def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -> None:
@@ -31,13 +38,16 @@ def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -
     mutated = {str(k).removeprefix("buffer:") for k in func.attrs["results"] if str(k).startswith("buffer:")}  # type: ignore[union-attr]
     buffers = dict(model.named_buffers(remove_duplicate=False))
     env: dict[Value, Any] = {}
+    wide: dict[Value, Any] = {}
     for p in func.params:
         if p.attrs["role"] == "constant":
             env[p] = constants[p.name]
+            wide[p] = _double(env[p])
         elif p.attrs["role"] == "buffer" and p.attrs["path"] not in mutated:
             data = buffers.get(str(p.attrs["path"]))
             if data is not None and not is_fake(data):
                 env[p] = data
+                wide[p] = _double(data)
     known = dict(env)
     folded: list[Op] = []
     single: set[Value] = set()
@@ -47,7 +57,10 @@ def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -
             continue
         with torch.no_grad():
             results = run_op(op, operand_values(op, known))
-        known.update(zip(op.results, results, strict=True))
+            known.update(zip(op.results, results, strict=True))
+            if any(v.type.dtype in FLOATS for v in (*operands, *op.results)):
+                results = run_op(_promoted(op), operand_values(op, wide))
+        wide.update(zip(op.results, results, strict=True))
         folded.append(op)
         if not operands:
             single.update(op.results)
@@ -60,18 +73,31 @@ def fold_constants(func: Func, constants: dict[str, Tensor], model: nn.Module) -
             if v in outside and v not in single:
                 data = known[v].contiguous()
                 # equal tables (each layer's own cos) are one constant, so that the layers stay equal
-                twin = next((n for n in new if n.type == v.type and torch.equal(constants[n.name], data)), None)
+                exact = wide[v].contiguous()
+                twin = next((n for n in new if n.type == v.type and torch.equal(wide[n], exact)), None)
                 if twin is not None:
                     same[v] = twin
                     continue
                 v.attrs = {"role": "constant"}
-                constants[v.name] = data
+                constants[v.name], wide[v] = data, exact
+                if exact.is_floating_point() and not torch.equal(data.double(), exact):
+                    constants[v.name + WIDE] = exact
                 new.append(v)
     for op in func.ops:
         op.replace_operands(lambda v: same.get(v, v))
     func.params.extend(new)
     func.ops = [op for op in func.ops if op not in inside or any(r in single and r in outside for r in op.results)]
     _recognise_causal(func, constants)
+
+
+def _double(data: Any) -> Any:
+    return data.double() if isinstance(data, Tensor) and data.is_floating_point() else data
+
+
+def _promoted(op: Op) -> Op:
+    """The op in float64, dtype attributes included."""
+    attrs = {key: Atom("f64") if isinstance(a, Atom) and a in FLOATS else a for key, a in op.attrs.items()}
+    return Op(op.name, op.operands, op.results, attrs, op.symbol, op.loc)
 
 
 def drop_identities(func: Func) -> None:
@@ -146,6 +172,8 @@ def store_constants(func: Func, constants: dict[str, Tensor], store: ConstantSto
         type_ = type_of(data)
         added = store.add(p.name, _array(data), dtype_name(data.dtype))
         p.attrs["digest"] = added.digest
+        if p.name + WIDE in constants:
+            store.add(p.name + WIDE, constants[p.name + WIDE].numpy(), "f64")
         ops.append(
             Op(
                 "plan.constant",

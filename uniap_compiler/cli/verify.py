@@ -55,7 +55,7 @@ def show(report: Report, console: Console) -> None:
         count = sum(r.what == what for r in report.rows)
         passes = all(report.passes(r) for r in report.rows if r.what == what)
         style = None if passes else "bold red"
-        table.add_row(what, str(count), f"{row.error:.1e}", f"{report.tolerance:.0e}", escape(row.name), style=style)
+        table.add_row(what, str(count), f"{row.error:.1e}", f"{report.allowed(row):.0e}", escape(row.name), style=style)
     console.print(table)
     failures = report.failures()
     if not failures:

@@ -5,7 +5,8 @@
 A bf16 weight that grows by less than a 256th of itself does not change, and a sum of many bf16 gradients stops growing.
 So the optimizer works on a float32 copy of every bf16 or f16 parameter (its master weight, at the parameter's home and
 as it is sharded), with float32 states; gradients are added up over micro-batches in float32, and the parameter is the
-rounded master.  Between devices gradients are reduced in the precision in which they are added up, or in `reduce_dtype`.
+rounded master.  Between devices gradients are reduced in the precision in which they are added up, or in
+`reduce_dtype`.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@
     %y = aten._to_copy(%x) {dtype = f32} : tensor<4xf32>    ->    %y = aten._to_copy(%x) {dtype = f64} : tensor<4xf64>
 
 Every floating-point type, dtype attribute and tensor constant becomes that dtype, at any level: what was computed in
-float32 inside a bfloat16 model is computed in `dtype` too, as in the reference that it is compared with.  The
-log-sum-exp of attention is never less than float32, as its kernel has it.
+float32 inside a bfloat16 model is computed in `dtype` too, as in the reference that it is compared with; in float64 a
+table that capture rounded is the unrounded one (`capture/fold.py`).  The log-sum-exp of attention is never less than
+float32, as its kernel has it.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ class PromoteDtype:
 
     def _constant(self, op: Op, session: Session) -> None:
         assert op.symbol is not None
-        old = session.constants[op.symbol]
-        if old.dtype in _FLOATS and old.dtype != self.dtype:
+        old, exact = session.constants[op.symbol], f"{op.symbol}@f64"
+        if self.dtype == "f64" and exact in session.constants:  # what capture found before it rounded
+            session.constants.add(op.symbol, session.constants[exact].array, "f64")
+        elif old.dtype in _FLOATS and old.dtype != self.dtype:
             session.constants.add(op.symbol, _from_float(_to_float(old), self.dtype), self.dtype)
         op.attrs["digest"] = session.constants.digest(op.symbol)
 
