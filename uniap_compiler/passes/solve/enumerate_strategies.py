@@ -56,7 +56,7 @@ class EnumerateStrategies:
         check_degrees(force, graph.names, cluster.devices, batch)
         wanted = list(self._wanted(graph, force, cluster, batch))
         for kind, _, boundary, cost in wanted:
-            for func in _search(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), boundary, cost):
+            for func in search_pattern(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), boundary, cost):
                 module.funcs.pop(func.name, None)
                 module.add(func)
         choose_selective(module, graph, cluster, batches_of(cluster.devices, batch, len(graph.layers))[-1])
@@ -100,7 +100,9 @@ def search_cost(mesh: Mesh, axes: tuple[str, ...], batch: int, dp: int, micro_ba
     return SearchCost(mesh, axes, max(1, batch // count // dp), 1.0 / count)
 
 
-def _search(module: Module, kind: str, sizes: tuple[int, ...], boundary: str, cost: SearchCost) -> tuple[Func, Func]:
+def search_pattern(
+    module: Module, kind: str, sizes: tuple[int, ...], boundary: str, cost: SearchCost
+) -> tuple[Func, Func]:
     """The pair of the search.  Where collectives cost so much that nothing is worth splitting, the pattern would be
     tensor parallelism in name only (with less memory nowhere): then it is what the search finds with less latency."""
     from uniap_compiler.passes.analysis.tensor_parallel.search import search

@@ -155,19 +155,32 @@ def boundary_state(
     mesh: tuple[int, ...],
     boundary: str,
 ) -> State:
-    """Of an activation between layers: whole, or split in its sequence (dim 1 of a batch-first value)."""
+    """Of an activation between layers.
+
+    With a batch: whole, or split in its sequence (dim 1 of a batch-first value).  Without one, such as a table of
+    position biases [1, heads, s, s] that all layers read: split in the first dim that divides, under any boundary.
+    """
     whole: State = (WHOLE,) * len(mesh)
-    if boundary != "sequence" or len(shape) < 3 or not isinstance(shape[0], Affine) or isinstance(shape[1], Affine):
+    if len(shape) < 3:
         return whole
+    if not any(isinstance(size, Affine) for size in shape):
+        return next((s for atoms in tensor_dims if (s := _split_dim(atoms, sizes, mesh))), whole)
+    if boundary != "sequence" or not isinstance(shape[0], Affine) or isinstance(shape[1], Affine):
+        return whole
+    return _split_dim(tensor_dims[1], sizes, mesh) or whole
+
+
+def _split_dim(atoms: tuple[int, ...], sizes: tuple[Dim, ...], mesh: tuple[int, ...]) -> State | None:
+    """One dim over all axes, major atoms first; None where it does not divide."""
     state: list[int] = []
-    for atom in tensor_dims[1]:
+    for atom in atoms:
         left = sizes[atom]
         while len(state) < len(mesh) and isinstance(left, int) and left % mesh[len(state)] == 0:
             left //= mesh[len(state)]
             state.append(atom)
         if left != 1:
             break
-    return tuple(state) if len(state) == len(mesh) else whole
+    return tuple(state) if len(state) == len(mesh) else None
 
 
 class _Builder:

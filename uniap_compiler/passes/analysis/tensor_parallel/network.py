@@ -23,7 +23,7 @@ from .costs import LayerCost, Shape
 from .graph import BACKWARD, FORWARD, Tensor
 
 MESSAGE = 4 * 2**20
-"""Bytes of gradients that are reduced together."""
+"""Bytes that make a whole round: of a small message the latency counts, and it is in the seconds."""
 
 Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "first", "save"]
 Node = tuple[int, State]
@@ -116,19 +116,18 @@ class Prices:
         size = max(tensor.local_bytes(s, self.mesh, self.cost.batch) for s in (a, b))
         return self._collective(move.kind, move.axes, size)
 
-    def _collective(self, kind: str, axes: tuple[int, ...], size: float) -> float:
+    def _collective(self, kind: str, axes: tuple[int, ...], size: float, least: float = 0.25) -> float:
+        """least: the part of a round that the smallest message is."""
         seconds = self.communication * self.cost.collective_seconds(kind, axes, size)
-        return seconds / self.second + self._waiting(kind, axes)
-
-    def _waiting(self, kind: str, axes: tuple[int, ...]) -> float:
-        return self.round * self.cost.collective_seconds(kind, axes, 0.0) / self.second
+        rounds = (2 if kind == "all_reduce" else 1) * max(least, min(1.0, size / MESSAGE))
+        return seconds / self.second + self.round * rounds
 
     def exchanges(self, op: Op, operands: Sequence[Shape | None]) -> float:
         """Of what an op on a route sends inside.  Counts go right ahead of what they count: no round of their own."""
         axes = tuple(int(axis[1:]) for axis in routed_axes(op))
         sizes = [float(size) for size in exchanges(op, operands, kept=True)]
         seconds = self.communication * sum(self.cost.collective_seconds("all_to_all", axes, size) for size in sizes)
-        return seconds / self.second + sum(self._waiting("all_to_all", axes) for size in sizes if size > 0)
+        return seconds / self.second + self.round * sum(size > 0 for size in sizes)
 
     def save(self, tensor: Tensor, state: State) -> float:
         return self.HAIR + self.saved_byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
@@ -137,14 +136,12 @@ class Prices:
         return self.rest_byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
 
     def pending_gradient(self, tensor: Tensor, gradient: State) -> float:
-        """A gradient that is left pending is all-reduced once per step; small ones share messages and rounds."""
+        """A gradient that is left pending is all-reduced once per step, small ones together."""
         axes = tuple(i for i, s in enumerate(gradient) if s == SUM)
         if not axes:
             return 0.0
         size = tensor.local_bytes(gradient, self.mesh, self.cost.batch)
-        seconds = self.communication * self.cost.collective_seconds("all_reduce", axes, size)
-        waiting = self._waiting("all_reduce", axes) * min(1.0, size / MESSAGE)
-        return self.cost.gradient_share * (seconds / self.second + waiting)
+        return self.cost.gradient_share * self._collective("all_reduce", axes, size, least=0.0)
 
 
 def arcs_of(tensor: Tensor, states: list[State], phases: Collection[int], prices: Prices) -> list[Arc]:

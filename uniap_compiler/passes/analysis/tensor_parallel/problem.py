@@ -25,14 +25,14 @@ class Weights:
     rest: of keeping all parameters whole on every device.  Their gradients are reduced and their optimizer steps
     are done on every device, and tensor parallelism is asked for where they do not fit.
     saved: of saving all forward values whole.
-    round: of one more round of waiting for each other, beside the seconds of the collective (an all-reduce is two).
-    communication: a factor on the seconds of collectives.
+    round: of one more round of large messages, beside the seconds of the collective (an all-reduce is two rounds).
+    communication: a factor on the seconds of collectives: what they save should be more than what they cost.
     """
 
     rest: float = 0.1
     saved: float = 0.01
     round: float = 0.01
-    communication: float = 1.0
+    communication: float = 2.0
 
 
 @dataclass(eq=False, slots=True)
