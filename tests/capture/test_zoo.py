@@ -85,3 +85,15 @@ def test_options_become_part_of_the_spec() -> None:
     assert with_options("mlp.py:task", task=None, seq=None) == "mlp.py:task"
     with pytest.raises(Diagnostic, match="only a zoo: or hf: SPEC"):
         with_options("mlp.py:task", seq=8)
+
+
+def test_any_length_and_integer_fields(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "xlnet", "vocab_size": 64, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 48})
+    )
+    assert find_task(f"hf:{tmp_path},task=causal-lm,seq=8").batch["input_ids"].shape[1] == 8  # positions: -1
+    (tmp_path / "config.json").write_text('{"model_type": "levit"}')
+    spec = f"hf:{tmp_path},task=image-classification,dropout="
+    assert find_task(spec + "0").model.config.drop_path_rate == 0  # an integer, and checked
+    with pytest.raises(Diagnostic, match="does not take drop_path_rate"):
+        find_task(spec + "0.1")

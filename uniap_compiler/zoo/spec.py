@@ -148,7 +148,10 @@ def _set_dropout(config: Any, p: float) -> None:
     """Every field that is a probability of dropping something: hidden_dropout_prob, resid_pdrop, drop_path_rate, ..."""
     for key, value in vars(config).items():
         if ("drop" in key or key.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
-            setattr(config, key, p)
+            try:
+                setattr(config, key, int(p) if isinstance(value, int) and p == int(p) else p)
+            except Exception as error:  # some configs check the types of their fields
+                raise Diagnostic(f"the config does not take {key} = {p:g}", notes=[str(error)]) from None
 
 
 def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:

@@ -111,7 +111,7 @@ def example(config: Any, name: str, seq: int | None, image_size: int | None) -> 
         longest = getattr(config.get_text_config(), "max_position_embeddings", None)
         if length < 1:
             raise Diagnostic(f"the task {name} needs the tokens of a row", help="add ,seq=512 to the spec, or --seq")
-        if isinstance(longest, int) and length > longest:
+        if isinstance(longest, int) and 0 < longest < length:  # XLNet says -1: any
             raise Diagnostic(
                 f"rows of {length} tokens are longer than the model's {longest} positions",
                 help=f"use seq={longest} or less, or a config with more max_position_embeddings",
