@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from uniap_compiler.runtime import checkpoint, data, weights
 from uniap_compiler.runtime.bundle import Bundle
@@ -126,6 +127,21 @@ def test_save_and_resume_are_exact(tmp_path, schedule, micro_batches):
         for name, state in one["state"].items():
             for key, x in state.items():
                 assert torch.equal(torch.as_tensor(x), torch.as_tensor(two["state"][name][key])), (name, key)
+    # The whole model in one file, by one process that is no rank.
+    full = simulate(root, [flatten(*batch(micro_batches, i)) for i in range(5)], clip=1.0)
+    exported = tmp_path / "out" / "model.safetensors"
+    run = subprocess.run(
+        [sys.executable, str(root / "train.py"), "--resume", str(tmp_path / "parts"), "--export", str(exported)],
+        capture_output=True, text=True, timeout=60, env=ENV,
+    )  # fmt: skip
+    assert run.returncode == 0 and str(exported) in run.stdout, run.stderr
+    found = load_file(exported)
+    assert found.keys() == {*full.parameters, *full.buffers}
+    for name, x in (full.parameters | full.buffers).items():
+        assert found[name].dtype == x.dtype and torch.allclose(found[name], x, rtol=1e-12, atol=1e-12), name
+    (tmp_path / "parts/step_00000005/rank_0002.pt").unlink()
+    with pytest.raises(BundleError, match="has no rank_0002.pt"):
+        checkpoint.export(tmp_path / "parts/step_00000005", Bundle(root), exported)
     # Another bundle refuses this checkpoint, and a folder without a complete one is refused too.
     other = write(tmp_path / "other" / "b", schedule, micro_batches, fingerprint="e" * 64)
     said = alone(other, *options, "--resume", tmp_path / "parts", **WORLD)

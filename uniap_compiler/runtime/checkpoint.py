@@ -3,6 +3,8 @@
     DIR/step_00000100/rank_0003.pt      parameters, buffers, optimizer state of one rank (read with weights_only)
     DIR/step_00000100/checkpoint.json   written last, by rank 0: without it the checkpoint is not complete
 
+    export(folder, bundle, FILE)        the whole model as one safetensors file, names as in the model's state_dict
+
 Each file is written beside its place and renamed.  Values that `refresh_parameters` derives are not saved.
 """
 
@@ -16,8 +18,10 @@ from typing import Any
 
 import torch
 
+from . import weights
 from .bundle import Bundle
 from .errors import BundleError
+from .simulate import Simulation, gather
 from .training import Training
 
 _FORMAT = "uniap-checkpoint/1"
@@ -97,21 +101,7 @@ def read_about(folder: Path, bundle: Bundle) -> dict[str, Any]:
 def resume(folder: Path, bundle: Bundle, training: Training) -> tuple[int, int]:
     """Load this rank's part; returns (steps done, batches read)."""
     about = read_about(folder, bundle)
-    path = folder / f"{bundle.rank_name(training.comm.rank)}.pt"
-    try:
-        content = torch.load(path, map_location=training.comm.device, weights_only=True)
-    except FileNotFoundError:
-        raise BundleError(f"the checkpoint {folder} has no {path.name}") from None
-    except Exception as error:
-        raise BundleError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    if (content["fingerprint"], content["rank"], content["step"]) != (
-        bundle.fingerprint,
-        training.comm.rank,
-        about["step"],
-    ):
-        raise BundleError(
-            f"{path} does not belong to this checkpoint: it is of rank {content['rank']}, step {content['step']}"
-        )
+    content = _read(folder, bundle, training.comm.rank, about, map_location=training.comm.device)
     if content["optimizer"] != training.optimizer.kind:
         raise BundleError(
             f"the checkpoint {folder} was trained with {content['optimizer']}, not {training.optimizer.kind}"
@@ -122,3 +112,39 @@ def resume(folder: Path, bundle: Bundle, training: Training) -> tuple[int, int]:
     training.done = int(about["step"])
     training.refresh()
     return int(about["step"]), int(about["position"])
+
+
+def _read(folder: Path, bundle: Bundle, rank: int, about: dict[str, Any], **how: Any) -> dict[str, Any]:
+    """What one rank has saved; how: for torch.load."""
+    path = folder / f"{bundle.rank_name(rank)}.pt"
+    try:
+        content: dict[str, Any] = torch.load(path, weights_only=True, **how)
+    except FileNotFoundError:
+        raise BundleError(f"the checkpoint {folder} has no {path.name}") from None
+    except Exception as error:
+        raise BundleError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if (content["fingerprint"], content["rank"], content["step"]) != (bundle.fingerprint, rank, about["step"]):
+        raise BundleError(
+            f"{path} does not belong to this checkpoint: it is of rank {content['rank']}, step {content['step']}"
+        )
+    return content
+
+
+def export(folder: Path, bundle: Bundle, path: Path) -> Path:
+    """Parameters and buffers put together from all ranks' files; a tied parameter under each of its names."""
+    about = read_about(folder, bundle)
+    count = range(bundle.world_size)
+    saved = [_read(folder, bundle, rank, about, map_location="cpu", mmap=True)["tensors"] for rank in count]
+    ranks = [bundle.rank(rank) for rank in count]
+    found = Simulation()
+    full: dict[str, torch.Tensor] = {}
+    for table, prefix in (("PARAMETERS", "param:"), ("BUFFERS", "buffer:")):
+        held = [{r.removeprefix(prefix): x for r, x in tensors.items() if r.startswith(prefix)} for tensors in saved]
+        full |= gather(found, ranks, held, table, "")
+    if found.disagreement:
+        raise BundleError(f"the checkpoint {folder} is damaged: ranks disagree on {found.disagreeing}")
+    for name, record in bundle.manifest["parameters"].items():
+        full |= {alias: full[name] for alias in record["aliases"] if name in full}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights.save(path, full)
+    return path

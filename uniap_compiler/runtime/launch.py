@@ -33,7 +33,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train.py", description="Train with this bundle (start it with torchrun).")
     parser.add_argument(
         "--data",
-        required=True,
         help="FILE.py:NAME (an iterable of batches or a function that returns one) or bytes:FILE",
     )
     parser.add_argument("--steps", type=int, default=100, help="stop after this many steps in all (100)")
@@ -66,12 +65,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--partial-weights", action="store_true",
         help="take from --weights what fits; what it lacks starts as without it",
     )  # fmt: skip
+    parser.add_argument(
+        "--export", type=Path, metavar="FILE",
+        help="do not train: write the whole model of --resume as one safetensors file (one process, no torchrun)",
+    )  # fmt: skip
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="of every communication (600)")
     parser.add_argument(
         "--log-every", type=int, default=1, metavar="N", help="steps between progress lines (1; 0: none)"
     )
     parser.add_argument("--allow-changes", action="store_true", help="run although files of the bundle were changed")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.export is not None and options.resume is None:
+        parser.error("--export needs the checkpoint: --resume DIR")
+    if options.export is None and options.data is None:
+        parser.error("the following arguments are required: --data")
+    return options
 
 
 def main(root: Path, package: str, argv: list[str] | None = None) -> None:
@@ -109,6 +117,11 @@ def _say(text: str) -> None:
 
 def _train(root: Path, package: str, options: argparse.Namespace) -> None:
     bundle = Bundle(root, package)
+    if options.export is not None:
+        if int(os.environ.get("RANK", 0)) == 0:
+            bundle.check(code_only=True)
+            print(f"wrote {checkpoint.export(checkpoint.latest(options.resume), bundle, options.export)}", flush=True)
+        return
     rank = _check_world(bundle)
     local = int(os.environ.get("LOCAL_RANK", 0))
     try:
@@ -128,7 +141,12 @@ def _train(root: Path, package: str, options: argparse.Namespace) -> None:
     stream = data.load(options.data, bundle.manifest, options.seed, int(about["position"]))
     comm = _join(bundle, module, device, timedelta(seconds=options.timeout))
     training = Training(
-        bundle, module, comm, Optimizer(bundle.manifest["optimizer"], options.lr), options.clip, options.weights,
+        bundle,
+        module,
+        comm,
+        Optimizer(bundle.manifest["optimizer"], options.lr),
+        options.clip,
+        options.weights,
         options.partial_weights,
     )
     training.randomness = Randomness(options.seed, options.random)
