@@ -83,10 +83,10 @@ def schemes(forward: Func, t: int, boundary: str, rows: int, micro_batches: int)
     if len(contractions) == 1:
         x = contractions[0].flat_operands()[0]
         assert x is not None
-        column = (2 * size(x, rows) + size(contractions[0].results[0], rows)) * r
-        if split:  # the input gathered, the output scattered again by all-to-all; backward the same way
-            column = (2 * size(x, rows) + 2 * size(contractions[0].results[0], rows) / t) * r
-        return [Scheme("column parallel", column + once), *alone], ""
+        if split:  # Megatron's column-parallel layer does not gather its output where sequences are split
+            return alone, "none is known"
+        column = r * (2 * size(x, rows) + size(contractions[0].results[0], rows))
+        return [Scheme("column parallel", column)], ""
     if contractions:  # a feed-forward layer alone
         return [Scheme(usual, 4 * r * size(outputs[0], rows) + once), *alone], ""
     return [Scheme("repeated", once)], ""

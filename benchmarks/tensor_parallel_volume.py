@@ -83,7 +83,7 @@ class Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="names, or specs: gpt2-xl,vocab_size=50304")
     parser.add_argument("--cluster", default="a100-80gb", help="a preset or file with NVLink (a100-80gb)")
     parser.add_argument("--degrees", nargs="*", type=int, default=[2, 4, 8])
     parser.add_argument("--rows", type=int, default=8, help="of a micro-batch (8)")
@@ -116,7 +116,10 @@ def cells(row: Row) -> list[str]:
 
 
 def layers_of(model: str) -> Module:
-    task, constants = find_task(",".join(filter(None, [f"zoo:{model}", MODELS[model]]))), ConstantStore()
+    task, constants = (
+        find_task(",".join(filter(None, [f"zoo:{model}", MODELS[model.partition(",")[0]]]))),
+        ConstantStore(),
+    )
     module = capture(task, constants=constants)
     run_passes(module, parse_pipeline(PASSES), Session(constants=constants, task=task))
     return module
