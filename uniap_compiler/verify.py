@@ -4,9 +4,9 @@
     report.ok, report.worst()
 
 Both start from the bundle's weights and see the same batches.  The reference is the user's own module, run over the
-same micro-batches and averaged.  Compared: the loss of every step, every gradient of the first step, and parameters and
-buffers after three steps of SGD and after three of AdamW.  The error of a tensor is its largest difference over its
-largest value, or over a thousandth of the largest value of all tensors of its kind where its own are smaller: some true
+same micro-batches and averaged.  Compared: the loss of every step, every gradient of the first step, parameters after
+three steps of SGD and after three of AdamW, buffers after those of SGD.  The error of a tensor is its largest difference
+over its largest value, or over a thousandth of the largest value of all tensors of its kind where its own are smaller: some true
 gradients are zero (the bias of an attention key), and what is left of them is rounding.  Below float32 there is a
 second allowance, measured: three times what the unsharded model itself is off from float64.
 """
@@ -388,7 +388,8 @@ def _compare(report: Report, kind: str, found: Outcome, wanted: Outcome) -> None
     after = f"after {STEPS} steps of {kind}"
     keep = _trusted(wanted.gradients, ADAMW_FLOORS[report.least]) if kind == "adamw" else {}
     report.rows += compare_tensors(f"parameter {after}", found.parameters, wanted.parameters, keep)
-    report.rows += compare_tensors(f"buffer {after}", found.buffers, wanted.buffers, only=found.buffers)
+    if kind == "sgd":  # AdamW moves parameters with a gradient of zero by its rounding, and statistics with them
+        report.rows += compare_tensors(f"buffer {after}", found.buffers, wanted.buffers, only=found.buffers)
     if found.disagreement > report.tolerance:
         note = "ranks that hold the same values differ"
         report.rows.append(Row("copies on different ranks", found.disagreeing, found.disagreement, note))
