@@ -5,10 +5,10 @@
 
 Both start from the bundle's weights and see the same batches.  The reference is the user's own module, run over the
 same micro-batches and averaged.  Compared: the loss of every step, every gradient of the first step, parameters after
-three steps of SGD and after three of AdamW, buffers after those of SGD.  The error of a tensor is its largest difference
-over its largest value, or over a thousandth of the largest value of all tensors of its kind where its own are smaller: some true
-gradients are zero (the bias of an attention key), and what is left of them is rounding.  Below float32 there is a
-second allowance, measured: three times what the unsharded model itself is off from float64.
+three steps of SGD and after three of AdamW, buffers after those of SGD.  The error of a tensor is its largest
+difference over its largest value, or over a thousandth of the largest value of all tensors of its kind where its own
+are smaller: some true gradients are zero (the bias of an attention key), and what is left of them is rounding.  Below
+float32 there is a second allowance, measured: three times what the unsharded model itself is off from float64.
 """
 
 from __future__ import annotations
