@@ -9,7 +9,7 @@ strategy of one tied group, or the class of one source.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +35,15 @@ class Pool:
         return self.value * (1 - self.slack) if np.isfinite(self.value) else np.inf
 
 
+@dataclass(frozen=True)
+class Cover:
+    """A candidate split by the class, or the strategy, of one layer (and those tied to it); a leaf has no parts."""
+
+    layer: int = -1
+    by_class: bool = False
+    parts: dict[int, Cover] = field(default_factory=dict)
+
+
 class Node:
     """One candidate under restrictions; refined level by level, then branched."""
 
@@ -50,6 +59,7 @@ class Node:
         self.at, self.pool, self.restrict, self.deadline, self.parent = at, pool, restrict, deadline, parent
         self.settled: Settled = Settled() if parent is None else parent.settled
         self.bound = bound
+        self.split, self.children = (-1, False), dict[int, Node]()
         self.local = np.inf
         self.plan: tuple[list[int], list[int]] | None = None
         self.true = np.inf
@@ -84,22 +94,33 @@ class Node:
         stage, strategy = self.plan
         for group in self.at.ties:
             if len({strategy[u] for u in group}) > 1:
-                common = np.logical_and.reduce([self._mask(u) for u in group])
-                classes = sorted(set(self.at.layout[common].tolist()))
-                parts = [common & (self.at.layout == q) for q in classes]
-                if len(parts) == 1:
-                    parts = [_only(common, int(k)) for k in np.flatnonzero(common)]
-                return [self._child(dict.fromkeys(group, part)) for part in parts]
+                return self._split(group)
         worst, source = 0.0, -1
         q = self.at.layout[strategy]
         for u, v, table in skip_edges(self.at):
             relaxed = table[self._classes(u)].min(axis=0)[q[v]]
             if table[q[u], q[v]] - relaxed > worst:
                 worst, source = float(table[q[u], q[v]] - relaxed), u
-        if source < 0:
-            return []
-        mask = self._mask(source)
-        return [self._child({source: mask & (self.at.layout == r)}) for r in self._classes(source)]
+        return [] if source < 0 else self._split([source])
+
+    def _split(self, group: list[int]) -> list[Node]:
+        """By the class of these layers; by their strategy, when one class is left."""
+        common = np.logical_and.reduce([self._mask(u) for u in group])
+        classes = sorted(set(self.at.layout[common].tolist()))
+        if len(classes) > 1:
+            parts = {q: common & (self.at.layout == q) for q in classes}
+        else:
+            parts = {int(k): _only(common, int(k)) for k in np.flatnonzero(common)}
+        self.children = {key: self._child(dict.fromkeys(group, part)) for key, part in parts.items()}
+        self.split = group[0], len(classes) > 1
+        return list(self.children.values())
+
+    def cover(self) -> Cover:
+        """How this node was split, down to the leaves."""
+        raw = sorted(set(self.at.candidate.layout))
+        layer, by_class = self.split
+        parts = {raw[key] if by_class else key: child.cover() for key, child in self.children.items()}
+        return Cover(layer, by_class, parts)
 
     def _child(self, restrict: dict[int, Bools]) -> Node:
         return Node(self.at, self.pool, self.restrict | restrict, self.bound, self.deadline, self)

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from uniap_compiler.solver.branch import relax
+from uniap_compiler.solver.branch import Cover, relax
 from uniap_compiler.solver.evaluate import evaluate
 from uniap_compiler.solver.instance import build_instance
 from uniap_compiler.solver.miqp import StageTimes
 from uniap_compiler.solver.plan import Plan
-from uniap_compiler.solver.problem import Problem
+from uniap_compiler.solver.problem import Fixed, Problem
 from uniap_compiler.solver.proof import close, least_times, remaining
 from uniap_compiler.solver.recount import Raw
 
@@ -46,47 +46,88 @@ class Report:
 
 
 def check_sweep(
-    problem: Problem, plan: Plan, threshold: float, backend: str, gap: float, deadline: float = math.inf
+    problem: Problem,
+    plan: Plan,
+    threshold: float,
+    backend: str,
+    gap: float,
+    deadline: float = math.inf,
+    covers: dict[int, Cover] | None = None,
 ) -> Report:
-    """Show for every candidate that no plan is below `threshold`."""
+    """Show for every candidate that no plan is below `threshold`. `covers` are hints where to split candidates."""
     report = Report(True, threshold)
     objective, bad = evaluate(problem, plan.candidate, plan.stage, plan.strategy)
     if bad or abs(objective - plan.objective) > AGREE * max(objective, 1e-300):
         report.refusals.append(f"the plan is not what it claims: {bad or objective}")
+    check = _Check(plan, threshold, backend, gap, deadline, report)
     for n in range(len(problem.candidates)):
         if time.monotonic() > deadline:
             report.refusals.append("time ran out")
             report.bound = 0.0
             break
-        argument = _check_candidate(problem, n, plan, threshold, backend, gap, deadline, report)
-        report.arguments[argument] = report.arguments.get(argument, 0) + 1
+        check.candidate(problem, n, (covers or {}).get(n, Cover()))
     report.certified = not report.refusals
     return report
 
 
-def _check_candidate(
-    problem: Problem, n: int, plan: Plan, threshold: float, backend: str, gap: float, deadline: float, report: Report
-) -> str:
-    raw = Raw(problem, n)
-    if raw.impossible():
-        return "no plan exists"
-    if raw.closed_form() >= threshold:
-        return "closed form"
-    table = raw.table()
-    if table.bound(threshold) >= threshold:
-        return "interval bounds"
-    at = build_instance(problem, n)
-    derived = least_times(relax(at, {}), table.survivors(threshold), threshold, deadline)
-    if derived is not None:
-        refusals, checked = check_rows(raw, derived)
-        report.values += checked
-        report.refusals += refusals
-    start = plan if plan.candidate == n else None
-    closed = close(at, derived, start, backend, 0.1 * gap, remaining(deadline, 600.0))
-    if closed.bound < threshold * (1 - AGREE):
-        report.refusals.append(f"candidate {n}: the MIQP closes at {closed.bound!r} only")
-        report.bound = min(report.bound, closed.bound)
-    return "MIQP"
+@dataclass
+class _Check:
+    """One candidate after the other, split where the hints say so; what is found goes to the report."""
+
+    plan: Plan
+    threshold: float
+    backend: str
+    gap: float
+    deadline: float
+    report: Report
+
+    def candidate(self, problem: Problem, n: int, cover: Cover) -> None:
+        """Candidate n of the problem, whose fixed choices may be those of one part only."""
+        raw, argument = Raw(problem, n), "MIQP"
+        if raw.impossible():
+            argument = "no plan exists"
+        elif raw.closed_form() >= self.threshold:
+            argument = "closed form"
+        else:
+            table = raw.table()
+            if table.bound(self.threshold) >= self.threshold:
+                argument = "interval bounds"
+            elif cover.parts:
+                argument = "split"
+                self.parts(problem, n, raw, cover)
+            else:
+                self.miqp(problem, n, raw, table.survivors(self.threshold))
+        self.report.arguments[argument] = self.report.arguments.get(argument, 0) + 1
+
+    def parts(self, problem: Problem, n: int, raw: Raw, cover: Cover) -> None:
+        """Every choice that the layer of the cover has is in one part. Which ones there are is decided here."""
+        names, u = problem.candidates[n].strategies, cover.layer
+        choices = raw.choices[u]
+        if cover.by_class:
+            groups = {q: [k for k in choices if raw.layout[k] == q] for q in sorted({raw.layout[k] for k in choices})}
+        else:
+            groups = {k: [k] for k in choices if not raw.beaten(u, k)}
+        for key, group in groups.items():
+            if time.monotonic() > self.deadline:
+                self.report.refusals.append("time ran out")
+                self.report.bound = 0.0
+                return
+            fixed = [*problem.fixed, Fixed(u, strategies=[names[k] for k in group])]
+            self.candidate(replace(problem, fixed=fixed), n, cover.parts.get(key, Cover()))
+
+    def miqp(self, problem: Problem, n: int, raw: Raw, intervals: list[tuple[int, int, int]]) -> None:
+        at = build_instance(problem, n)
+        derived = least_times(relax(at, {}), intervals, self.threshold, self.deadline)
+        if derived is not None:
+            refusals, checked = check_rows(raw, derived)
+            self.report.values += checked
+            self.report.refusals += refusals
+        start = self.plan if self.plan.candidate == n else None
+        seconds = remaining(self.deadline, 600.0)
+        closed = close(at, derived, start, self.backend, 0.1 * self.gap, seconds)
+        if closed.bound < self.threshold * (1 - AGREE):
+            self.report.refusals.append(f"candidate {n}: the MIQP closes at {closed.bound!r} only")
+            self.report.bound = min(self.report.bound, closed.bound)
 
 
 def check_rows(raw: Raw, derived: StageTimes) -> tuple[list[str], int]:

@@ -123,6 +123,13 @@ def stage_time(
     return StageTime(options, limit, max(len(layer[0]) for trail in trails for layer in trail))
 
 
+def least_possible(at: Instance, a: int, b: int, costs: StageCosts) -> float:
+    """A bound on time + w step of layers a..b, by (13) for every ceiling of the working set; infinite if none fits."""
+    none = np.zeros(at.classes)
+    roots = _Completion(at, a, b, costs, Limit(np.inf, none, none), costs.ceilings(a, b), None).root()
+    return max(0.0, float(roots.min()))
+
+
 def _under_ceiling(
     at: Instance,
     i: int,
@@ -238,7 +245,8 @@ class _Test:
             pairs.sort(key=lambda pair: pair[0].slack - pair[0].values[j, pair[1]])
         else:
             pairs.sort(key=lambda pair: -pair[0].values[j, pair[1]])
-        pairs = pairs[:TESTS]
+        itself = next((bound, 0) for bound in bounds if bound.costs.weight == own.limit.weight)
+        pairs = [*pairs[:TESTS], itself]  # at the last layer that one is the limit itself: beyond it not all is known
         self.weights = np.array([bound.costs.weight for bound, _ in pairs])
         self.multipliers = np.array([bound.costs.multipliers[n] for bound, n in pairs])
         self.slack = np.array([bound.slack for bound, _ in pairs])

@@ -17,14 +17,17 @@ import numpy as np
 
 from uniap_compiler.solver import backend as solvers
 from uniap_compiler.solver.chain import ChainSearch
+from uniap_compiler.solver.exact import FURTHER, REACH, step_weights
 from uniap_compiler.solver.instance import Instance
-from uniap_compiler.solver.labels import Limit, TooManyLabels, stage_time
+from uniap_compiler.solver.labels import Limit, TooManyLabels, least_possible, stage_time
 from uniap_compiler.solver.miqp import Miqp, StageTimes, build_miqp
 from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.tables import StageCosts
 
 #: Models of at most this many binaries y are tried without derived rows first, for so many seconds.
 SMALL, SMALL_SECONDS = 120, 1.0
+#: Derived rows take every second of the weights of once-per-step time that the search takes.
+ROW_WEIGHTS = 2
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ def least_times(
 ) -> StageTimes | None:
     """The rows for these (stage, first layer, last layer), each value with strategies that attain it."""
     weights = [0.0]
-    if chain.step.any():
-        weights = [1 / chain.micro_batches] if chain.stages == 1 else [0.0, 1 / chain.micro_batches, 1.0]
+    if chain.step.any():  # one stage: c p + s is one sum
+        weights = [1 / chain.micro_batches] if chain.stages == 1 else step_weights(chain)[::ROW_WEIGHTS]
     costs = {(i, w): StageCosts(chain, i, w) for i in range(chain.stages) for w in weights}
     out = StageTimes(threshold, {}, {})
     cache: dict[tuple[bytes, ...], tuple[float, list[int]] | None] = {}
@@ -88,19 +91,24 @@ def least_times(
 def _least(at: Instance, i: int, a: int, b: int, costs: StageCosts, deadline: float) -> tuple[float, list[int]] | None:
     """min of time + w step over layers a..b within memory, whatever the classes at the ends; None when nothing fits.
 
-    A beam gives a cap, all labels below it the least.
+    Labels reach further and further above the bound, until one arrives.
     """
-    entry, cap = np.zeros(at.classes), math.inf
-    best: tuple[float, list[int]] | None = None
-    for beam in (8, None):
-        limit = Limit(cap, np.zeros(at.classes), np.zeros(at.classes), costs.weight)
-        found = stage_time(at, i, a, b, [costs], limit, entry, beam, deadline=deadline)
-        values = found.options.time + costs.weight * found.options.step
-        if len(values):
+    none = np.zeros(at.classes)
+    least = least_possible(at, a, b, costs)
+    if not math.isfinite(least):
+        return None
+    most = float(max(at.time[:, i][at.allowed].max(), at.reshard.max(), costs.weight * at.step.max(), 1e-30))
+    reach = REACH * max(least, 1e-3 * most)
+    while True:
+        limit = Limit(least + reach, none, none, costs.weight)
+        found = stage_time(at, i, a, b, [costs], limit, none, deadline=deadline).options
+        if len(found.time):
+            values = found.time + costs.weight * found.step
             n = int(np.argmin(values))
-            if float(values[n]) < cap:
-                best = cap, _ = float(values[n]), found.options.strategies(n)
-    return best
+            return float(values[n]), found.strategies(n)
+        if reach > 4 * (b - a + 1) * most:  # beyond anything that there is: only memory can be in the way
+            return None
+        reach *= FURTHER
 
 
 def close(

@@ -86,6 +86,24 @@ class Raw:
     def impossible(self) -> bool:
         return self.D > self.L or not all(self.choices) or any(a > b for a, b in zip(self.low, self.high, strict=True))
 
+    def beaten(self, u: int, k: int) -> bool:
+        """Whether another choice of the same class is no worse anywhere, for layer u and all that agree with it."""
+        group = {u}
+        for _ in self.problem.same:
+            group |= {v for pair in self.problem.same if group & set(pair) for v in pair}
+
+        def costs(l: int) -> list[float]:
+            rows = [[self.step[v][l], self.work[v][l]] for v in group]
+            rows += [[self.time[v][i][l], self.memory[v][i][l]] for v in group for i in range(self.D)]
+            return [value for row in rows for value in row]
+
+        mine = costs(k)
+        return any(
+            all(x <= y for x, y in zip(costs(l), mine, strict=True)) and (l < k or costs(l) != mine)
+            for l in self.choices[u]
+            if l != k and self.layout[l] == self.layout[k]
+        )
+
     def hop(self, u: int) -> float:
         """The least seconds of a stage boundary in front of layer u."""
         table = self.transfer[u]
@@ -132,40 +150,50 @@ class Raw:
     def least_time(self, i: int, a: int, b: int, w: float, below: float) -> float:
         """The least time + w step of layers a..b within memory, when it is less than `below`; else infinity.
 
-        Labels (memory, working set, seconds) by class; the completion of a label is bounded from below by memory alone
-        and by seconds + l memory for several l.
+        The largest working set is one of finitely many: each is tried as a ceiling that is set aside.
         """
-        room = self.limit[i] * (1 + MEMORY_TOLERANCE)
+        needed = max(min(self.work[u][k] for k in self.choices[u]) for u in range(a, b + 1))
+        ceilings = {self.work[u][k] for u in range(a, b + 1) for k in self.choices[u]}
         lam = self._multipliers(i, range(a, b + 1), w)
+        found = [self._least_under(i, a, b, w, below, top, lam) for top in sorted(ceilings) if top >= needed]
+        return min(found, default=math.inf)
+
+    def _least_under(self, i: int, a: int, b: int, w: float, below: float, top: float, lam: np.ndarray) -> float:
+        """The same with working sets up to `top`, of which that much is set aside.
+
+        Labels (memory, seconds) by class; the completion of a label is bounded from below by memory alone and by
+        seconds + l memory for several l.
+        """
+        room = self.limit[i] * (1 + MEMORY_TOLERANCE) - top
+        choices = {u: [k for k in self.choices[u] if self.work[u][k] <= top] for u in range(a, b + 1)}
         rest = np.zeros((len(lam) + 1, self.K))
-        rests = [rest]
+        rests = {b: rest}
         for u in range(b, a, -1):  # rest[l, k]: the least cost of layers u.. when layer u-1 takes strategy k
-            memory_row = [self.memory[u][i][k] for k in self.choices[u]]
-            seconds_row = [self.time[u][i][k] + w * self.step[u][k] for k in self.choices[u]]
+            memory_row = [self.memory[u][i][k] for k in choices[u]]
+            seconds_row = [self.time[u][i][k] + w * self.step[u][k] for k in choices[u]]
             cost = np.vstack([np.array(seconds_row) + lam[:, None] * np.array(memory_row), memory_row])
-            ahead = cost + rest[:, self.choices[u]]
-            move = np.array(self.reshard[u])[np.ix_(self.layout, [self.layout[k] for k in self.choices[u]])]
+            ahead = cost + rest[:, choices[u]]
+            move = np.array(self.reshard[u])[np.ix_(self.layout, [self.layout[k] for k in choices[u]])]
             rest = np.vstack([(ahead[:-1, None, :] + move[None]).min(axis=2), np.full((1, self.K), ahead[-1].min())])
-            rests.append(rest)
-        labels: list[tuple[float, float, float, int]] = [(0.0, 0.0, 0.0, -1)]  # memory, work, seconds, strategy
+            rests[u - 1] = rest
+        labels: list[tuple[float, float, int]] = [(0.0, 0.0, -1)]  # memory, seconds, strategy
         for u in range(a, b + 1):
-            rest = rests[b - u]
-            grown: dict[int, list[tuple[float, float, float, int]]] = {}
-            for m, x, t, before in labels:
-                for k in self.choices[u]:
-                    table = self.reshard[u]
+            rest, table = rests[u], self.reshard[u]
+            grown: dict[int, list[tuple[float, float, int]]] = {}
+            for m, t, before in labels:
+                for k in choices[u]:
                     moved = 0.0 if before < 0 or table is None else table[self.layout[before]][self.layout[k]]
-                    memory, work = m + self.memory[u][i][k], max(x, self.work[u][k])
+                    memory = m + self.memory[u][i][k]
                     seconds = t + moved + self.time[u][i][k] + w * self.step[u][k]
-                    if memory + work + rest[-1, k] > room or seconds + rest[0, k] >= below:
+                    if memory + rest[-1, k] > room or seconds + rest[0, k] >= below:
                         continue
-                    if np.max(seconds + lam * (memory + work - room) + rest[:-1, k]) >= below:
+                    if np.max(seconds + lam * (memory - room) + rest[:-1, k]) >= below:
                         continue
-                    grown.setdefault(self.layout[k], []).append((memory, work, seconds, k))
+                    grown.setdefault(self.layout[k], []).append((memory, seconds, k))
             labels = [label for own in grown.values() for label in _undominated(own)]
             if not labels:
                 return math.inf
-        return min(t for _, _, t, _ in labels)
+        return min(t for _, t, _ in labels)
 
     def _multipliers(self, i: int, layers: range, w: float) -> np.ndarray:
         """0 and exchange rates of seconds for bytes between any two strategies of a kind, thinned out."""
@@ -184,64 +212,84 @@ class Raw:
             else [ordered[round(n * (len(ordered) - 1) / (keep - 1))] for n in range(keep)]
         )
 
+    def _working_sets(self) -> list[tuple[float, float]]:
+        """A few ranges (least, greatest) that together hold the working set of every choice."""
+        values = sorted({self.work[u][k] for u in range(self.L) for k in self.choices[u]})
+        size = -(-len(values) // 6)
+        return [(values[n], values[min(n + size, len(values)) - 1]) for n in range(0, len(values), size)]
+
+    def _costs(self, i: int, w: float, lam: np.ndarray, high: float) -> np.ndarray:
+        """By layer: the least of time + w step + l memory for every l, then of memory; working sets up to `high`."""
+        known: dict[tuple[object, ...], np.ndarray] = {}
+        cost = np.zeros((len(lam) + 1, self.L))
+        for u in range(self.L):
+            key = (self.problem.layers[u], tuple(self.choices[u]), tuple(self.time[u][i]))
+            if key not in known:
+                own = [k for k in self.choices[u] if self.work[u][k] <= high]
+                seconds = np.array([self.time[u][i][k] + w * self.step[u][k] for k in own])
+                memory = np.array([self.memory[u][i][k] for k in own])
+                both = np.vstack([seconds + lam[:, None] * memory, memory[None]])
+                known[key] = both.min(axis=1, initial=np.inf)
+            cost[:, u] = known[key]
+        return cost
+
     def table(self) -> Table:
         """Class-blind bounds on p + w s of every interval, for w = 0 and for w = 1/D."""
         L, D = self.L, self.D
         bounds = np.full((2, D, L, L), np.inf)
-        work = [min(self.work[u][k] for k in self.choices[u]) for u in range(L)]
+        work = np.array([min(self.work[u][k] for k in self.choices[u]) for u in range(L)])
+        ranges = self._working_sets()
         for i in range(D):
+            inside = [self.low[u] <= i <= self.high[u] for u in range(L)]
             for n, w in enumerate((0.0, 1.0 / D)):
                 lam = self._multipliers(i, range(L), w)
-                known: dict[tuple[object, ...], np.ndarray] = {}
-                cost = np.zeros((len(lam) + 1, L))
-                for u in range(L):
-                    key = (self.problem.layers[u], tuple(self.choices[u]), tuple(self.time[u][i]))
-                    if key not in known:
-                        rows = [
-                            (self.time[u][i][k] + w * self.step[u][k], self.memory[u][i][k]) for k in self.choices[u]
-                        ]
-                        known[key] = np.array(
-                            [min(t + l * m for t, m in rows) for l in lam] + [min(m for _, m in rows)]
-                        )
-                    cost[:, u] = known[key]
-                for a in range(L):
-                    if not self.low[a] <= i <= self.high[a] or (i == 0) != (a == 0):
-                        continue
-                    total, most = np.zeros(len(lam) + 1), 0.0
-                    for b in range(a, L):
-                        if not self.low[b] <= i <= self.high[b]:
-                            break
-                        total = total + cost[:, b]
-                        most = max(most, work[b])
-                        if (i == D - 1) == (b == L - 1) and total[-1] + most <= self.limit[i] * (1 + 1e-9):
-                            value = float(np.max(total[:-1] - lam * (self.limit[i] - most)))
-                            bounds[n, i, a, b] = max(0.0, value * (1 - ROUNDING))
+                for low, high in ranges:
+                    cost = self._costs(i, w, lam, high)
+                    for a in range(L):
+                        if not inside[a] or (i == 0) != (a == 0):
+                            continue
+                        end = next((u for u in range(a, L) if not inside[u]), L)
+                        total = np.cumsum(cost[:, a:end], axis=1)
+                        room = self.limit[i] - np.maximum(np.maximum.accumulate(work[a:end]), low)
+                        value = (total[:-1] - lam[:, None] * room).max(axis=0) * (1 - ROUNDING)
+                        value[total[-1] > room + 1e-9 * self.limit[i]] = np.inf
+                        if i == D - 1:
+                            value[: max(0, min(end, L - 1) - a)] = np.inf
+                        elif end == L:
+                            value[-1] = np.inf
+                        bounds[n, i, a, a:end] = np.minimum(bounds[n, i, a, a:end], np.maximum(value, 0.0))
         hops = np.array([0.0] + [self.hop(u) if D > 1 else 0.0 for u in range(1, L)])
-        return Table(bounds[0], bounds[1], hops, self.c)
+        steady = self.problem.schedule == "1f1b" and D < self.c
+        return Table(bounds[0], bounds[1], hops, self.c, (self.c - 1) / D if steady else 0.0, self.step_floor())
 
 
-def _undominated(labels: list[tuple[float, float, float, int]]) -> list[tuple[float, float, float, int]]:
-    """In order of memory: keep what is faster, or needs a smaller working set, than everything leaner."""
-    kept: list[tuple[float, float, float, int]] = []
+def _undominated(labels: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
+    """In order of memory: keep what is faster than everything leaner."""
+    kept: list[tuple[float, float, int]] = []
     for label in sorted(labels):
-        if not any(other[1] <= label[1] and other[2] <= label[2] for other in reversed(kept)):
+        if not kept or label[1] < kept[-1][1]:
             kept.append(label)
     return kept
 
 
 @dataclass
 class Table:
-    """Bounds on p (`time`) and on p + s/D (`cost`) by stage and interval, and on the boundary in front of a layer."""
+    """Bounds on p (`time`) and on p + s/D (`cost`) by stage and interval, and on the boundary in front of a layer.
+
+    `trips`: how often 1F1B's mean round trip counts besides once, (c-1)/D; `step` bounds the once-per-step time.
+    """
 
     time: np.ndarray
     cost: np.ndarray
     hops: np.ndarray
     c: int
+    trips: float
+    step: float
 
-    def least(self, cap: float) -> tuple[np.ndarray, np.ndarray]:
-        """before[i, a] and after[i, b]: the least cost of the other stages around an interval of stage i."""
+    def least(self, cap: float, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """before[i, a] and after[i, b]: the least of the other stages around an interval of stage i, under a period."""
         D, L = self.time.shape[0], self.time.shape[1]
-        cost = np.where(self.time <= cap, self.cost, np.inf)
+        cost = np.where(self.time <= cap, values, np.inf)
         hops = np.where(self.hops <= cap, self.hops, np.inf)
         before, after = np.full((D, L), np.inf), np.full((D, L), np.inf)
         before[0, 0] = after[D - 1, L - 1] = 0.0
@@ -251,22 +299,27 @@ class Table:
             after[i, :-1] = (cost[i + 1] + after[i + 1][None, :]).min(axis=1)[1:] + hops[1:]
         return before, after
 
-    def total(self, cap: float) -> float:
-        before, _ = self.least(cap)
-        return float((before[-1] + np.where(self.time[-1] <= cap, self.cost[-1], np.inf)[:, -1]).min())
+    def through(self, low: float, high: float) -> np.ndarray:
+        """By stage and interval: the least objective of plans with it, with a period from `low` to `high`."""
+        out = []
+        for values, times, extra in (
+            (self.cost, 1.0, (self.c - 1) * low),
+            (self.time, 1.0, (self.c - 1) * low + self.step),
+            (self.time, 1.0 + self.trips, self.step),
+        ):
+            before, after = self.least(high, values)
+            total = before[:, :, None] + values + after[:, None, :]
+            out.append(np.where(self.time <= high, times * total, np.inf) + extra)
+        return np.asarray(np.maximum.reduce(out))
 
     def bound(self, enough: float) -> float:
         """A bound on the objective, or anything that is at least `enough`: split the periods until it shows."""
-        finite = self.time[np.isfinite(self.time)]
-        if not len(finite):
-            return math.inf
-        high = max(float(finite.max()), float(self.hops.max()))
-        pending, result = [(0.0, high)], math.inf
+        pending, result = self._periods(), math.inf
         for _ in range(400):
             if not pending:
                 return result
             low, high = pending.pop()
-            value = self.total(high) + (self.c - 1) * low
+            value = float(self.through(low, high)[0].min())
             if value >= enough:
                 result = min(result, value)
             elif high - low <= 1e-7 * high or self.c == 1:
@@ -278,8 +331,19 @@ class Table:
 
     def survivors(self, threshold: float) -> list[tuple[int, int, int]]:
         """Intervals that a plan below the threshold may use."""
-        before, after = self.least(math.inf)
-        total = before[:, :, None] + self.cost + after[:, None, :]
-        finite = np.isfinite(total)
-        value = np.where(finite, total, np.inf) + (self.c - 1) * np.where(finite, self.time, 0.0)
-        return [(int(i), int(a), int(b)) for i, a, b in np.argwhere(value < threshold)]
+        pending, alive = self._periods(), np.zeros(self.time.shape, dtype=bool)
+        while pending:
+            low, high = pending.pop()
+            useful = self.through(low, high) < threshold
+            if not (useful & ~alive).any():
+                continue
+            if (high - low) * (self.c - 1) <= 1e-3 * threshold or self.c == 1:
+                alive |= useful
+            else:
+                middle = 0.5 * (low + high)
+                pending += [(low, middle), (middle, high)]
+        return [(int(i), int(a), int(b)) for i, a, b in np.argwhere(alive)]
+
+    def _periods(self) -> list[tuple[float, float]]:
+        finite = self.time[np.isfinite(self.time)]
+        return [(0.0, max(float(finite.max()), float(self.hops.max())))] if len(finite) else []

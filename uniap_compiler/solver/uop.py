@@ -24,7 +24,7 @@ from uniap_compiler.solver.sweep import Progress, Sweep, Swept, make_plan
 from uniap_compiler.solver.top import further_plans
 
 #: Seconds that the confirmation of the winner may take when there is no time limit.
-CONFIRM_SECONDS = 60.0
+CONFIRM_SECONDS = 60.0, 2.0  # at most, and at least
 #: No gap below this is meaningful in double precision.
 LEAST_GAP = 1e-8
 
@@ -60,10 +60,14 @@ def solve(
         if swept.bound < math.inf:
             return Result("unknown", [], swept.bound, None, seconds, proof=proof)
         return Result("infeasible", [], None, None, seconds, explain(list(sweep.instances.values())), proof)
-    _confirm(sweep, swept, backend, gap, deadline, write_lp, proof)
+    most, least = CONFIRM_SECONDS
+    patience = min(most, max(least, time.monotonic() - began))  # the bound is proven: no longer than that took
+    _confirm(sweep, swept, backend, gap, min(deadline, time.monotonic() + patience), write_lp, proof)
     refused = False
     if certify:
-        report = check_sweep(problem, swept.best, swept.best.objective * (1 - 0.9 * gap), backend, gap, deadline)
+        covers = {n: node.cover() for n, node in sweep.roots.items()}
+        enough = swept.best.objective * (1 - 0.9 * gap)
+        report = check_sweep(problem, swept.best, enough, backend, gap, deadline, covers)
         proof["certificate"] = report.to_json()
         swept.bound = min(swept.bound, report.bound)
         refused = not report.certified
@@ -120,7 +124,7 @@ def _confirm(
         if derived is None and not plain:
             proof["confirmation"] = {"model": "none: no derived rows in the time given", "closed": False}
             return
-        seconds = remaining(deadline, SMALL_SECONDS if plain else CONFIRM_SECONDS)
+        seconds = remaining(deadline, SMALL_SECONDS if plain else CONFIRM_SECONDS[0])
         closed = close(at, derived, swept.best, backend, 0.1 * gap, seconds, write_lp)
         _take(sweep, swept, n, closed)
         agrees = closed.bound >= swept.best.objective * (1 - gap)
