@@ -10,6 +10,7 @@ What is worked around here, with python-mip 2.0.0 (each was met, see docs/solver
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from uniap_compiler.solver.miqp import Miqp
 mip.cbc.cbclib.Cbc_deleteModel  # noqa: B018  (parsed now, so that no destructor has to parse it)
 
 BACKENDS = ("cbc", "highs")
+#: Solvers may be late by so many seconds; then they are left alone.
+LATE = 0.4
+_abandoned: list[tuple[threading.Thread, Miqp]] = []
 
 
 class BackendError(RuntimeError):
@@ -53,6 +57,12 @@ def check_backend(name: str) -> None:
             ) from error
 
 
+def left_alone() -> bool:
+    """Whether a solver that was given up is still at work in this process."""
+    _abandoned[:] = [pair for pair in _abandoned if pair[0].is_alive()]
+    return bool(_abandoned)
+
+
 def run(miqp: Miqp, backend: str, gap: float, seconds: float) -> Outcome:
     """Solve the model within `seconds`; the model is never left in an undefined state."""
     model = miqp.model
@@ -74,8 +84,12 @@ def run(miqp: Miqp, backend: str, gap: float, seconds: float) -> Outcome:
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
+    until = time.monotonic() + max(0.01, seconds) + LATE
     while thread.is_alive():  # short waits, so that SIGINT reaches the caller
-        thread.join(0.2)
+        thread.join(0.1)
+        if time.monotonic() > until and thread.is_alive():  # deep in one linear programme, where it looks at no clock
+            _abandoned.append((thread, miqp))
+            return Outcome("stopped", -float("inf"), False)
     status = answer[0]
     if isinstance(status, Exception):
         raise BackendError(f"{backend}: {status}") from status

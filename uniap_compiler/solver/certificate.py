@@ -119,9 +119,9 @@ class _Check:
         at = build_instance(problem, n)
         derived = least_times(relax(at, {}), intervals, self.threshold, self.deadline)
         if derived is not None:
-            refusals, checked = check_rows(raw, derived)
-            self.report.values += checked
-            self.report.refusals += refusals
+            found: tuple[list[str], int] = check_rows(raw, derived, self.deadline)
+            self.report.refusals += found[0]
+            self.report.values += found[1]
         start = self.plan if self.plan.candidate == n else None
         seconds = remaining(self.deadline, 600.0)
         closed = close(at, derived, start, self.backend, 0.1 * self.gap, seconds)
@@ -130,12 +130,15 @@ class _Check:
             self.report.bound = min(self.report.bound, closed.bound)
 
 
-def check_rows(raw: Raw, derived: StageTimes) -> tuple[list[str], int]:
+def check_rows(raw: Raw, derived: StageTimes, deadline: float = math.inf) -> tuple[list[str], int]:
     """Recompute every value of the derived rows. Returns the refusals and how many values were looked at."""
-    refusals, checked = [], 0
+    refusals: list[str] = []
+    checked = 0
     seen: dict[tuple[object, ...], float] = {}
     for (i, a, b), values in derived.entries.items():
         for w, value in values.items():
+            if time.monotonic() > deadline:
+                return [*refusals, "time ran out"], checked
             checked += 1
             where = f"candidate {raw.index}, stage {i}, layers {a}-{b}, weight {w:g}"
             strategies = derived.witness.get((i, a, b), {}).get(w)

@@ -22,7 +22,7 @@ from uniap_compiler.solver.exact import ExactSearch, Found, Settled, step_weight
 from uniap_compiler.solver.instance import Instance
 from uniap_compiler.solver.intervals import IntervalTable, Path
 from uniap_compiler.solver.labels import Limit, stage_time
-from uniap_compiler.solver.tables import StageCosts, coarse_table, fine_table, hops
+from uniap_compiler.solver.tables import OutOfTime, StageCosts, coarse_table, fine_table, hops, in_time
 
 #: Labels per class when a plan is wanted quickly: behind coarse tables, behind fine ones.
 QUICK_BEAM, BEAM = 4, 24
@@ -63,7 +63,7 @@ class ChainSearch:
         self.stepped = bool(at.step.any())
         least = np.where(at.allowed, at.step, np.inf).min(axis=1)[at.kind]
         self.step_floor = max(float(least.sum()) / at.stages, float(least.max()))
-        self.floor = 0.0
+        self.floor, self.cutoff = 0.0, np.inf  # the table lacks what only plans from `cutoff` on use
         self.costs: dict[float, list[StageCosts]] = {}
         self.table = IntervalTable(at, [], np.zeros((1, 1, 1)), [])
         # In 1F1B the period is at least the mean round trip of stage 0: the sum counts this often.
@@ -83,30 +83,37 @@ class ChainSearch:
         `incumbent()` is the value from which on plans of this chain are not looked for, at any moment; `matters()`, at
         least as much, the objective from which on plans do not matter in the whole problem.
         """
+        try:
+            bound = self._refine(incumbent, matters or incumbent)
+        except OutOfTime:
+            return
+        self.bound = max(self.bound, bound)
+
+    def _refine(self, incumbent: Incumbent, matters: Incumbent) -> float:
+        if self.exact is not None:
+            bound = self.exact.refine(incumbent)
+            self.solved, self.stuck = self.exact.solved, self.exact.stuck
+            return bound
         at, costs = self.at, {weight: self._stage_costs(weight) for weight in [0.0, *self.weights]}
         if self.level == 0:
-            self.table = coarse_table(at, costs)
-        elif self.exact is None:
-            self._prune((matters or incumbent)())
+            self.table = coarse_table(at, costs, self.deadline)
+        else:
+            self._prune(matters())
         if self.level in (1, 2):
-            self.table = fine_table(at, costs, self.table, ranged=self.level == 2)
+            self.table = fine_table(at, costs, self.table, self.level == 2, self.deadline)
+        if self.level == 3:
+            costs = {weight: self._stage_costs(weight) for weight in step_weights(at) if self.stepped or not weight}
+            self.exact = ExactSearch(
+                self.table, costs, self.floor, self.step_floor, self.deadline, self._offer, self.settled
+            )
         self.level += 1
         if self.level == 2 and len(costs[0.0][0].ranges) == 1:
             self.level = 3
-        if self.level <= 3:
-            bound = self._bound_by_periods(incumbent)
-        else:
-            if self.exact is None:
-                costs = {weight: self._stage_costs(weight) for weight in step_weights(at) if self.stepped or not weight}
-                self.exact = ExactSearch(
-                    self.table, costs, self.floor, self.step_floor, self.deadline, self._offer, self.settled
-                )
-            bound = self.exact.refine(incumbent)
-            self.solved, self.stuck = self.exact.solved, self.exact.stuck
-        self.bound = max(self.bound, bound)
+        return self._bound_by_periods(incumbent) if self.level <= 3 else self._refine(incumbent, matters)
 
     def _stage_costs(self, weight: float) -> list[StageCosts]:
         if weight not in self.costs:
+            in_time(self.deadline)
             self.costs[weight] = [StageCosts(self.at, i, weight) for i in range(self.at.stages)]
         return self.costs[weight]
 
@@ -146,6 +153,7 @@ class ChainSearch:
     def _prune(self, incumbent: float) -> None:
         """Drop the intervals that no plan better than the incumbent uses."""
         table = self.table
+        self.cutoff = min(self.cutoff, incumbent)
         totals = table.totals(np.inf)
         self.floor = self._least_period(incumbent)
         keep = []

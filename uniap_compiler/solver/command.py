@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from uniap_compiler.solver.backend import BackendError
+from uniap_compiler.solver.backend import BackendError, left_alone
 from uniap_compiler.solver.problem import Problem, ProblemError
 from uniap_compiler.solver.uop import solve
 
@@ -49,7 +49,10 @@ def run_command(
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(json.dumps(result.to_json()), file=out, flush=True)
-    return 0 if result.plans else 1
+        code = 0 if result.plans else 1
+        if left_alone():  # C code that is still at work would keep the process
+            os._exit(code)
+    return code
 
 
 @contextlib.contextmanager

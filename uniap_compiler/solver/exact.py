@@ -75,7 +75,9 @@ class ExactSearch:
         self.at, self.costs, self.deadline, self.offer = table.at, costs, deadline, offer
         self.rounds = table.at.micro_batches - 1.0
         self.base, self.floor = table.timed(), floor
-        self.lines = {w: fine_table(self.at, {w: own}, self.base, ranged=True) for w, own in costs.items() if w > 0}
+        self.lines = {
+            w: fine_table(self.at, {w: own}, self.base, True, deadline) for w, own in costs.items() if w > 0
+        }
         self.solved, self.stuck, self.near = False, False, NEAR
         self.known, self.reach = settled.known, settled.reach
         self.places: dict[Key, list[tuple[int, int]]] = {}

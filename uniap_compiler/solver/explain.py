@@ -66,16 +66,7 @@ def _conflicts(at: Instance) -> list[str]:
 
 def _least_memory(at: Instance) -> dict[str, Any]:
     """The plan that needs the least of its fullest device, as a fraction of that device."""
-    choices = [at.allowed]
-    if len(at.ties) == 1:
-        kinds = sorted({int(at.kind[u]) for u in at.ties[0]})
-        choices = []
-        for k in np.flatnonzero(at.allowed[kinds].all(axis=0)):
-            mask = at.allowed.copy()
-            mask[kinds] = False
-            mask[kinds, k] = True
-            choices.append(mask)
-    fraction, i, a, b, need = min(_fullest(at, mask) for mask in choices)
+    (fraction, i, a, b, need), _ = min(_fullest(at, mask) for mask in _tied_choices(at))
     uniform = bool(np.all(at.limit == at.limit[0]))
     return {
         "stages": at.stages,
@@ -90,8 +81,50 @@ def _least_memory(at: Instance) -> dict[str, Any]:
     }
 
 
-def _fullest(at: Instance, allowed: Bools) -> tuple[float, int, int, int, float]:
-    """(fraction, stage, first layer, last layer, bytes) of the fullest stage of the leanest plan: a min-max path."""
+def leanest_plan(at: Instance) -> tuple[list[int], list[int]] | None:
+    """Stage and strategy of every layer in the plan that needs the least of its fullest device, if that is found."""
+    if not at.possible:
+        return None
+    stage, strategy = [0] * at.layers, [0] * at.layers
+    best = np.inf
+    for mask in _tied_choices(at):
+        (fraction, *_), intervals = _fullest(at, mask)
+        if fraction >= best:
+            continue
+        best = fraction
+        for i, (a, b) in enumerate(intervals):
+            for u, k in zip(range(a, b + 1), _leanest(at, i, a, b, mask), strict=True):
+                stage[u], strategy[u] = i, k
+    return (stage, strategy) if np.isfinite(best) else None
+
+
+def _tied_choices(at: Instance) -> list[Bools]:
+    """What is left to every kind of layer when tied layers have agreed: each strategy of the first group in turn, and
+    the leanest ones of the others.
+    """
+    base = at.allowed.copy()
+    groups = [sorted({int(at.kind[u]) for u in group}) for group in at.ties]
+    for kinds in groups[1:]:
+        common = np.asarray(base[kinds].all(axis=0))
+        lean = int(np.argmin(np.where(common, at.memory[kinds].mean(axis=1).sum(axis=0), np.inf)))
+        base[kinds] = False
+        base[kinds, lean] = common[lean]
+    if not groups:
+        return [base]
+    out = []
+    for k in np.flatnonzero(base[groups[0]].all(axis=0)):
+        mask = base.copy()
+        mask[groups[0]] = False
+        mask[groups[0], k] = True
+        out.append(mask)
+    return out or [np.zeros_like(base)]
+
+
+def _fullest(at: Instance, allowed: Bools) -> tuple[tuple[float, int, int, int, float], list[tuple[int, int]]]:
+    """(fraction, stage, first layer, last layer, bytes) of the fullest stage of the leanest plan: a min-max path.
+
+    With it, the interval of layers on every stage of that plan.
+    """
     L, D = at.layers, at.stages
     reach = np.full(L + 1, np.inf)
     reach[0] = 0.0
@@ -110,12 +143,26 @@ def _fullest(at: Instance, allowed: Bools) -> tuple[float, int, int, int, float]
         back[i, 1:] = value.argmin(axis=0)
         reach = np.r_[np.inf, value.min(axis=0)]
     b, worst = L, (-1.0, 0, 0, 0, 0.0)
+    intervals = []
     for i in range(D - 1, -1, -1):
         a = int(back[i, b])
         held = float(needs[i][a, b - 1])
         worst = max(worst, (held / max(float(at.limit[i]), 1e-30), i, a, b - 1, held))
+        intervals.append((a, b - 1))
         b = a
-    return worst
+    return worst, intervals[::-1]
+
+
+def _leanest(at: Instance, i: int, a: int, b: int, allowed: Bools) -> list[int]:
+    """The strategies of layers a..b that need the least memory together, working set included."""
+    best, chosen = np.inf, [0] * (b - a + 1)
+    kinds = at.kind[a : b + 1]
+    for ceiling in np.unique(at.workspace[kinds][allowed[kinds]]):
+        held = np.where(allowed & (at.workspace <= ceiling), at.memory[:, i], np.inf)[kinds]
+        need = float(held.min(axis=1).sum() + ceiling)
+        if need < best:
+            best, chosen = need, held.argmin(axis=1).tolist()
+    return chosen
 
 
 def _interval_memory(at: Instance, i: int, allowed: Bools) -> Floats:

@@ -26,6 +26,8 @@ from uniap_compiler.solver.tables import StageCosts
 
 #: Models of at most this many binaries y are tried without derived rows first, for so many seconds.
 SMALL, SMALL_SECONDS = 120, 1.0
+#: What emitting one variable of a model costs, rows included.
+SECONDS_PER_VARIABLE = 2e-5
 #: Derived rows take every second of the weights of once-per-step time that the search takes.
 ROW_WEIGHTS = 2
 
@@ -54,7 +56,10 @@ def derive(
     search = known or ChainSearch(chain, lambda stage, strategy: None, deadline)
     while search.level < 3 and search.bound < threshold:
         search.refine(lambda: threshold)
-    return least_times(chain, search.survivors(threshold), threshold, deadline)
+        if time.monotonic() > deadline:
+            return None
+    intervals = search.survivors(threshold)
+    return least_times(chain, intervals, min(threshold, search.cutoff), deadline)
 
 
 def least_times(
@@ -123,14 +128,24 @@ def close(
     """Solve the MIQP of one candidate, started from `plan` when it is a plan of this candidate."""
     if derived is not None and _unreachable(at, derived):
         return Closed(derived.threshold, None, derived)
+    if SECONDS_PER_VARIABLE * _variables(at) > seconds:  # it could not even be written down
+        return Closed(-math.inf, None, derived)
+    began = time.monotonic()
     miqp = build_miqp(at, backend, derived)
     if write_lp is not None:
         write(miqp, write_lp)
     if plan is not None and plan.candidate == at.index:
         miqp.start(plan)
-    outcome = solvers.run(miqp, backend, gap, seconds)
+    outcome = solvers.run(miqp, backend, gap, seconds - (time.monotonic() - began))
     bound = outcome.bound if derived is None else min(outcome.bound, derived.threshold)
     return Closed(bound, miqp.read() if outcome.found else None, derived)
+
+
+def _variables(at: Instance) -> int:
+    """How many variables the model has: nearly all are y and the flows z of neighbours."""
+    classes = [len(set(at.layout[at.strategies(u)].tolist())) for u in range(at.layers)]
+    flows = sum(2 * len(at.window(u)) * classes[u - 1] * classes[u] for u in range(1, at.layers))
+    return size(at) + flows
 
 
 def write(miqp: Miqp, folder: str | Path) -> None:

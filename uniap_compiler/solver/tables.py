@@ -10,6 +10,8 @@ lower hulls of (M, A), at which the bound of a run of identical layers is the be
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from uniap_compiler.solver.instance import Floats, Instance, Ints, dominated
@@ -21,6 +23,15 @@ ROOM = 1 + 1e-12
 BELOW = 1 - 1e-11
 MOST_MULTIPLIERS = 20
 MOST_RANGES = 7
+
+
+class OutOfTime(Exception):
+    """The deadline struck in the middle of something."""
+
+
+def in_time(deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise OutOfTime
 
 
 class StageCosts:
@@ -120,7 +131,7 @@ def hops(at: Instance) -> Floats:
     return np.asarray(at.transfer[at.edge] + at.crossing[:, None, None])
 
 
-def coarse_table(at: Instance, costs: dict[float, list[StageCosts]]) -> IntervalTable:
+def coarse_table(at: Instance, costs: dict[float, list[StageCosts]], deadline: float = np.inf) -> IntervalTable:
     """Every interval of every stage, blind to classes: prefix sums of the least A + w S + l M.
 
     `costs` by weight w: 0, and those of the table.
@@ -130,6 +141,7 @@ def coarse_table(at: Instance, costs: dict[float, list[StageCosts]]) -> Interval
     work = _running_max(costs[0.0][0].workspace[at.kind])
     stages = []
     for i in range(D):
+        in_time(deadline)
         inside = (at.first <= i) & (i <= at.last)
         blocked = np.r_[0, np.cumsum(~inside)]
         valid = below & (blocked[1:][None, :] - blocked[:-1][:, None] == 0)
@@ -158,7 +170,11 @@ def _coarse_stage(at: Instance, own: StageCosts, a: Ints, b: Ints, work: Floats)
 
 
 def fine_table(
-    at: Instance, costs: dict[float, list[StageCosts]], before: IntervalTable, ranged: bool = False
+    at: Instance,
+    costs: dict[float, list[StageCosts]],
+    before: IntervalTable,
+    ranged: bool = False,
+    deadline: float = np.inf,
 ) -> IntervalTable:
     """The intervals of `before` with the classes of their ends, and resharding inside them: (13).
 
@@ -171,7 +187,7 @@ def fine_table(
         key = b"|".join(part.tobytes() for part in parts)
         if key not in cache:
             ranges = stage.ranges if ranged else [(stage.ranges[0][0], stage.ranges[-1][1])]
-            cache[key] = _fine_stage(at, stage, own.a, own.b, ranges)
+            cache[key] = _fine_stage(at, stage, own.a, own.b, ranges, deadline)
         return cache[key]
 
     stages = []
@@ -182,7 +198,9 @@ def fine_table(
     return IntervalTable(at, stages, hops(at), before.weights)
 
 
-def _fine_stage(at: Instance, own: StageCosts, a: Ints, b: Ints, ranges: list[tuple[float, float]]) -> Floats:
+def _fine_stage(
+    at: Instance, own: StageCosts, a: Ints, b: Ints, ranges: list[tuple[float, float]], deadline: float
+) -> Floats:
     """All intervals and ranges at once, one layer longer in every round; rows are the starts that are still needed."""
     Q = at.classes
     out = np.full((len(a), Q, Q), np.inf)
@@ -202,6 +220,7 @@ def _fine_stage(at: Instance, own: StageCosts, a: Ints, b: Ints, ranges: list[tu
     work = own.workspace[at.kind[starts]]
     rows = np.arange(len(starts))
     for n in range(int(longest.max()) + 1):
+        in_time(deadline)
         if n:
             alive = longest[rows] >= n
             rows, state, work = rows[alive], state[:, :, alive], work[alive]

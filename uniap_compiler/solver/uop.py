@@ -10,23 +10,29 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from uniap_compiler.solver import backend as solvers
 from uniap_compiler.solver.branch import relax
 from uniap_compiler.solver.certificate import check_sweep
-from uniap_compiler.solver.explain import explain
+from uniap_compiler.solver.explain import explain, leanest_plan
+from uniap_compiler.solver.miqp import build_miqp
 from uniap_compiler.solver.plan import Plan, Result
 from uniap_compiler.solver.problem import Problem
-from uniap_compiler.solver.proof import SMALL, SMALL_SECONDS, Closed, close, derive, remaining, size
+from uniap_compiler.solver.proof import SMALL, SMALL_SECONDS, Closed, close, derive, remaining, size, write
 from uniap_compiler.solver.sweep import Progress, Sweep, Swept, make_plan
 from uniap_compiler.solver.top import further_plans
 
-#: Seconds that the confirmation of the winner may take when there is no time limit.
-CONFIRM_SECONDS = 60.0, 2.0  # at most, and at least
+#: Seconds that the MIQP of an unfinished candidate, and the confirmation of the winner, may take at most.
+MIQP_SECONDS, CONFIRM_SECONDS = 600.0, 60.0
+#: The bound is proven when the winner is confirmed: that may take as long as the proof, or this many seconds.
+PATIENCE = 2.0
 #: No gap below this is meaningful in double precision.
 LEAST_GAP = 1e-8
+#: Seconds after the time limit in which any plan at all is looked for, when there is none yet.
+GRACE = 0.5
 
 
 def solve(
@@ -50,96 +56,122 @@ def solve(
     solvers.check_backend(backend)
     began = time.monotonic()
     deadline = math.inf if time_limit is None else began + time_limit
-    gap = max(gap, LEAST_GAP)
-    sweep = Sweep(problem, list(range(len(problem.candidates))), gap, deadline, progress)
-    swept = sweep.run()
-    proof: dict[str, Any] = {"sweep": "stopped" if swept.stopped else "complete", "nodes": swept.nodes}
-    _finish(sweep, swept, backend, gap, deadline, write_lp, proof)
-    if swept.best is None:
+    run = _Run(problem, backend, max(gap, LEAST_GAP), deadline, write_lp, progress)
+    run.finish()
+    best = run.swept.best
+    if best is None:
         seconds = time.monotonic() - began
-        if swept.bound < math.inf:
-            return Result("unknown", [], swept.bound, None, seconds, proof=proof)
-        return Result("infeasible", [], None, None, seconds, explain(list(sweep.instances.values())), proof)
-    most, least = CONFIRM_SECONDS
-    patience = min(most, max(least, time.monotonic() - began))  # the bound is proven: no longer than that took
-    _confirm(sweep, swept, backend, gap, min(deadline, time.monotonic() + patience), write_lp, proof)
-    refused = False
-    if certify:
-        covers = {n: node.cover() for n, node in sweep.roots.items()}
-        enough = swept.best.objective * (1 - 0.9 * gap)
-        report = check_sweep(problem, swept.best, enough, backend, gap, deadline, covers)
-        proof["certificate"] = report.to_json()
-        swept.bound = min(swept.bound, report.bound)
-        refused = not report.certified
-    plans = [swept.best]
+        if run.swept.bound < math.inf:
+            return Result("unknown", [], run.swept.bound, None, seconds, proof=run.proof)
+        return Result("infeasible", [], None, None, seconds, explain(list(run.sweep.instances.values())), run.proof)
+    run.confirm(min(deadline, time.monotonic() + max(PATIENCE, time.monotonic() - began)))
+    certified = run.certify() if certify else True
+    best, bound = run.plan, min(run.swept.bound, run.plan.objective)
+    plans = [best]
     if top > 1:
-        plans += further_plans(problem, swept.best, top - 1, backend, gap, deadline)
-    best, bound = swept.best.objective, min(swept.bound, swept.best.objective)
-    left = (best - bound) / best if best > 0 else 0.0
-    status = "optimal" if left <= gap and not refused else "feasible"
-    return Result(status, plans, bound, left, time.monotonic() - began, proof=proof)
+        plans += further_plans(problem, best, top - 1, backend, run.gap, deadline)
+    left = (best.objective - bound) / best.objective if best.objective > 0 else 0.0
+    status = "optimal" if left <= run.gap and certified else "feasible"
+    return Result(status, plans, bound, left, time.monotonic() - began, proof=run.proof)
 
 
-def _finish(
-    sweep: Sweep,
-    swept: Swept,
-    backend: str,
-    gap: float,
-    deadline: float,
-    write_lp: str | Path | None,
-    proof: dict[str, Any],
-) -> None:
-    """Candidates that the sweep left open: the MIQP itself, without derived rows, in the order of their bounds."""
-    for n, least in sorted(swept.unfinished.items(), key=lambda item: item[1]):
-        if least >= sweep.pool.threshold() or time.monotonic() > deadline:
-            continue
-        closed = close(sweep.instances[n], None, swept.best, backend, 0.5 * gap, remaining(deadline, 3600.0), write_lp)
-        swept.unfinished[n] = max(least, closed.bound)
-        _take(sweep, swept, n, closed)
-        proof.setdefault("miqp", {})[str(n)] = closed.bound
-    if swept.unfinished:
-        swept.bound = min([swept.bound_elsewhere, sweep.pool.value, *swept.unfinished.values()])
+@dataclass
+class _Run:
+    """One call of `solve`: the sweep, and what the MIQP adds to it."""
 
+    problem: Problem
+    backend: str
+    gap: float
+    deadline: float
+    write_lp: str | Path | None
+    progress: Progress | None
+    sweep: Sweep = field(init=False)
+    swept: Swept = field(init=False)
+    proof: dict[str, Any] = field(init=False)
 
-def _confirm(
-    sweep: Sweep,
-    swept: Swept,
-    backend: str,
-    gap: float,
-    deadline: float,
-    write_lp: str | Path | None,
-    proof: dict[str, Any],
-) -> None:
-    """The MIQP of the winner: small ones as they are, others with derived rows. It may only agree."""
-    assert swept.best is not None
-    n = swept.best.candidate
-    if n in swept.unfinished or time.monotonic() > deadline:
-        return
-    at = sweep.instances[n]
-    for plain in (True, False):
-        if plain and size(at) > SMALL:
-            continue
-        threshold = swept.best.objective * (1 + 0.1 * gap)
-        derived = None if plain else derive(relax(at, {}), threshold, deadline, sweep.roots[n].search)
-        if derived is None and not plain:
-            proof["confirmation"] = {"model": "none: no derived rows in the time given", "closed": False}
+    def __post_init__(self) -> None:
+        indices = list(range(len(self.problem.candidates)))
+        self.sweep = Sweep(self.problem, indices, self.gap, self.deadline, self.progress)
+        self.swept = self.sweep.run()
+        self.proof = {"sweep": "stopped" if self.swept.stopped else "complete", "nodes": self.swept.nodes}
+
+    @property
+    def plan(self) -> Plan:
+        assert self.swept.best is not None
+        return self.swept.best
+
+    def finish(self) -> None:
+        """Candidates that the sweep left open: the MIQP itself, without derived rows, in the order of their bounds."""
+        swept = self.swept
+        if swept.best is None and swept.unfinished:
+            self._any_plan()
+        for n, least in sorted(swept.unfinished.items(), key=lambda item: item[1]):
+            if least >= self.sweep.pool.threshold() or time.monotonic() > self.deadline:
+                continue
+            seconds = remaining(self.deadline, MIQP_SECONDS)
+            at = self.sweep.instances[n]
+            closed = close(at, None, swept.best, self.backend, 0.5 * self.gap, seconds, self.write_lp)
+            swept.unfinished[n] = max(least, closed.bound)
+            self._take(n, closed)
+            self.proof.setdefault("miqp", {})[str(n)] = closed.bound if math.isfinite(closed.bound) else None
+        if swept.unfinished:
+            swept.bound = min([swept.bound_elsewhere, self.sweep.pool.value, *swept.unfinished.values()])
+
+    def _any_plan(self) -> None:
+        """Time is over and there is no plan: the leanest ones are quickly found."""
+        until = max(time.monotonic(), self.deadline) + GRACE
+        for n in sorted(self.swept.unfinished):
+            lean = leanest_plan(self.sweep.instances[n])
+            plan = None if lean is None else make_plan(self.problem, n, *lean)
+            if plan is not None:
+                self.sweep.offer(plan)
+                self.swept.best = self.sweep.best
+            if plan is not None or time.monotonic() > until:
+                return
+
+    def confirm(self, deadline: float) -> None:
+        """The MIQP of the winner: small ones as they are, others with derived rows. It may only agree."""
+        n = self.plan.candidate
+        if n in self.swept.unfinished or time.monotonic() > deadline:
             return
-        seconds = remaining(deadline, SMALL_SECONDS if plain else CONFIRM_SECONDS[0])
-        closed = close(at, derived, swept.best, backend, 0.1 * gap, seconds, write_lp)
-        _take(sweep, swept, n, closed)
-        agrees = closed.bound >= swept.best.objective * (1 - gap)
-        model = "MIQP" if plain else "MIQP with derived rows"
-        proof["confirmation"] = {"model": model, "bound": closed.bound, "closed": agrees}
-        if agrees:
+        at = self.sweep.instances[n]
+        for plain in (True, False):
+            if plain and size(at) > SMALL:
+                continue
+            if not plain and self.sweep.roots[n].children:
+                self.proof["confirmation"] = {"model": "none: the candidate was split", "closed": False}
+                if self.write_lp is not None:
+                    write(build_miqp(at, self.backend), self.write_lp)
+                return
+            threshold = self.plan.objective * (1 + 0.1 * self.gap)
+            derived = None if plain else derive(relax(at, {}), threshold, deadline, self.sweep.roots[n].search)
+            if derived is None and not plain:
+                self.proof["confirmation"] = {"model": "none: no derived rows in the time given", "closed": False}
+                return
+            seconds = remaining(deadline, SMALL_SECONDS if plain else CONFIRM_SECONDS)
+            closed = close(at, derived, self.plan, self.backend, 0.1 * self.gap, seconds, self.write_lp)
+            self._take(n, closed)
+            agrees = closed.bound >= self.plan.objective * (1 - self.gap)
+            model = "MIQP" if plain else "MIQP with derived rows"
+            self.proof["confirmation"] = {"model": model, "closed": agrees}
+            if agrees:
+                self.proof["confirmation"]["bound"] = closed.bound
+                return
+
+    def certify(self) -> bool:
+        """Every candidate shown again by independent code; False when something was refused or not reached."""
+        covers = {n: node.cover() for n, node in self.sweep.roots.items()}
+        enough = self.plan.objective * (1 - 0.9 * self.gap)
+        report = check_sweep(self.problem, self.plan, enough, self.backend, self.gap, self.deadline, covers)
+        self.proof["certificate"] = report.to_json()
+        return report.certified
+
+    def _take(self, n: int, closed: Closed) -> None:
+        """A plan that the MIQP found, when it is the best so far."""
+        if closed.plan is None:
             return
-
-
-def _take(sweep: Sweep, swept: Swept, n: int, closed: Closed) -> None:
-    """A plan that the MIQP found, when it is the best so far."""
-    if closed.plan is None:
-        return
-    plan: Plan | None = make_plan(sweep.problem, n, *closed.plan)
-    if plan is not None and (swept.best is None or plan.objective < swept.best.objective):
-        swept.best = plan
-        swept.bound = min(swept.bound, plan.objective)
-        sweep.offer(plan)
+        plan = make_plan(self.problem, n, *closed.plan)
+        if plan is not None and (self.swept.best is None or plan.objective < self.swept.best.objective):
+            self.swept.best = plan
+            self.swept.bound = min(self.swept.bound, plan.objective)
+            self.sweep.offer(plan)
