@@ -38,78 +38,22 @@ from .runtime.bundle import Bundle
 from .runtime.errors import BundleError
 from .runtime.initial import InitialValues
 from .runtime.random import Randomness
+from .verify_report import FLOOR, Report, Row, Tensors, compare_tensors, trusted
 from .zoo import find_task
 
 STEPS = 3
 TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 5e-2, "float16": 5e-3}
-FLOOR = 1e-3
 ADAMW_FLOORS = {"float64": FLOOR, "float32": 0.1, "bfloat16": 0.0, "float16": 0.0}
 """AdamW divides a gradient by its own size: an element's rounding, relative to the element, becomes a part of the step.
 Below this share of the largest element that part is more than the tolerance."""
 LOW_EPS = 1.0
 """AdamW's eps below float32.  Many small gradients are mostly rounding, so with a small eps two models differ after one
 step; with a large one the step is the moment times a constant, and every element can be compared."""
-NOISES = 3.0
-"""How many times the model's own error a bundle may be away from it."""
 _LOW = ("bfloat16", "float16")
 _OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.01, "momentum": 0.9},
     "adamw": {"lr": 1e-3, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
 }
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison: what ("gradient"), of which tensor, its error; `note` says what is wrong beyond a number.
-
-    noise: below float32, the error of the unsharded model itself against the same model in float64.
-    """
-
-    what: str
-    name: str
-    error: float
-    note: str = ""
-    noise: float = 0.0
-
-
-@dataclass
-class Report:
-    """rows: every comparison.  least: the least precise dtype of the bundle.  ranks: how many, and how they ran."""
-
-    dtype: str
-    tolerance: float
-    rows: list[Row] = field(default_factory=list)
-    ranks: int = 1
-    how: str = "threads of one process"
-    disagreement: float = 0.0
-    least: str = "float64"
-
-    @property
-    def ok(self) -> bool:
-        return all(self.passes(row) for row in self.rows)
-
-    def passes(self, row: Row) -> bool:
-        return row.error <= self.allowed(row) and not row.note  # NaN does not pass
-
-    def allowed(self, row: Row) -> float:
-        """Two computations that round differently are at most the sum of their own errors apart."""
-        return max(self.tolerance, NOISES * row.noise)
-
-    def failures(self) -> list[Row]:
-        return sorted((r for r in self.rows if not self.passes(r)), key=lambda r: -_rank(r.error))
-
-    def worst(self) -> dict[str, Row]:
-        """What -> its largest error."""
-        found: dict[str, Row] = {}
-        for row in self.rows:
-            if row.what not in found or _rank(row.error) > _rank(found[row.what].error):
-                found[row.what] = row
-        return found
-
-
-def _rank(error: float) -> float:
-    return math.inf if math.isnan(error) else error
 
 
 def verify(
@@ -386,7 +330,7 @@ def _compare(report: Report, kind: str, found: Outcome, wanted: Outcome) -> None
     if kind == "sgd":  # the first gradients are the same in both runs
         report.rows += compare_tensors("gradient", found.gradients[0], first)
     after = f"after {STEPS} steps of {kind}"
-    keep = _trusted(wanted.gradients, ADAMW_FLOORS[report.least]) if kind == "adamw" else {}
+    keep = trusted(wanted.gradients, ADAMW_FLOORS[report.least]) if kind == "adamw" else {}
     report.rows += compare_tensors(f"parameter {after}", found.parameters, wanted.parameters, keep)
     if kind == "sgd":  # AdamW moves parameters with a gradient of zero by its rounding, and statistics with them
         report.rows += compare_tensors(f"buffer {after}", found.buffers, wanted.buffers, only=found.buffers)
@@ -420,49 +364,3 @@ def _measure_noise(report: Report, kind: str, reference: Outcome, exact: Outcome
         _compare_masters(noise, kind, reference, replace(exact, masters=masters), initial)
     known = {(row.what, row.name): row.error for row in noise.rows if math.isfinite(row.error) and not row.note}
     report.rows = [replace(r, noise=r.noise or known.get((r.what, r.name), 0.0)) for r in report.rows]
-
-
-def compare_tensors(
-    what: str, found: Tensors, wanted: Tensors, keep: Mapping[str, Tensor] | None = None,
-    only: Iterable[str] | None = None,
-) -> list[Row]:
-    """keep: name -> mask of the elements that count.  only: names that both sides must have (default: either's)."""
-    names = list(dict.fromkeys([*wanted, *found])) if only is None else list(only)
-    largest = max((_largest(wanted[n]) for n in names if n in wanted), default=0.0)
-    found_rows = []
-    for name in names:
-        if name not in found or name not in wanted:
-            where = "the bundle" if name not in found else "the model"
-            found_rows.append(Row(what, name, math.inf, f"{where} has none"))
-            continue
-        a, b = found[name].double(), wanted[name].detach().double()
-        if a.shape != b.shape:
-            found_rows.append(Row(what, name, math.inf, f"shapes {list(a.shape)} and {list(b.shape)}"))
-            continue
-        difference = (a - b).abs()
-        if keep and name in keep:
-            difference = difference[keep[name]]
-            if not difference.numel():  # nothing to be said about it: no row that could only pass
-                continue
-        scale = max(_largest(b), FLOOR * largest)
-        error = float(difference.max()) if difference.numel() else 0.0
-        found_rows.append(Row(what, name, error / scale if scale else error))
-    return found_rows
-
-
-def _largest(x: Tensor) -> float:
-    return float(x.detach().double().abs().max()) if x.numel() else 0.0
-
-
-def _trusted(gradients: Sequence[Tensors], floor: float) -> Tensors:
-    """Where AdamW's result means something: it divides a gradient by its size, so rounding becomes a full step."""
-    masks: Tensors = {}
-    for step in gradients:
-        largest = max(map(_largest, step.values()), default=0.0)
-        for name, g in step.items():
-            own = _largest(g)
-            mask = (g.abs() > floor * own) | (g == 0)
-            if own <= FLOOR * largest:
-                mask = torch.zeros_like(mask)
-            masks[name] = masks[name] & mask if name in masks else mask
-    return masks
