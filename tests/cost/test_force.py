@@ -62,7 +62,7 @@ def test_bad_text(text: str, words: str) -> None:
         ("pp=2,dp=4", "pp=2,dp=4 is not possible for layer embed", "the nearest is pp=2,dp=2"),
         ("micro_batches=3", "micro_batches=3 does not divide the global batch of 8",
          "the nearest is micro_batches=2; or a global batch of 6 and 9"),
-        ("dp=4,micro_batches=4", "a global batch of 8 does not divide over dp=4 and micro_batches=4", "are 16"),
+        ("dp=4,micro_batches=4", "a global batch of 8 does not divide over dp=4 and micro_batches=4", "the nearest that does is 16"),
         ("blocks.0:tp=2", "'blocks.0' in --force matches no layer", None),
         ("layer.0:tp=2", "'layer.0' in --force matches no layer", "did you mean layers.0?"),
         ("pp=2;head:stage=2", "stage=2 is not possible for layer head: stages count from 0 to 1",

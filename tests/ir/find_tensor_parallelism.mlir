@@ -1,5 +1,5 @@
 // RUN: uniap-opt %s -p "find-tensor-parallelism{sizes=2,2 batch=4}" | filecheck %s
-// RUN: uniap-opt %s -p "find-tensor-parallelism{sizes=2 boundary=sequence batch=4}" | filecheck %s --check-prefix=SEQ
+// RUN: uniap-opt %s -p "find-tensor-parallelism{sizes=2 boundary=sequence batch=1}" | filecheck %s --check-prefix=SEQ
 
 module @m attributes {level = annotated} {
   func @step(%x: tensor<Bx2048x4096xbf16> {role = "input"}, %up: tensor<16384x4096xbf16> {role = "param"},
