@@ -119,15 +119,19 @@ class Prices:
     def _collective(self, kind: str, axes: tuple[int, ...], size: float, least: float = 0.25) -> float:
         """least: the part of a round that the smallest message is."""
         seconds = self.communication * self.cost.collective_seconds(kind, axes, size)
-        rounds = (2 if kind == "all_reduce" else 1) * max(least, min(1.0, size / MESSAGE))
+        rounds = (2 if kind == "all_reduce" else 1) * self._rounds(size, least)
         return seconds / self.second + self.round * rounds
+
+    @staticmethod
+    def _rounds(size: float, least: float = 0.25) -> float:
+        return max(least, min(1.0, size / MESSAGE))
 
     def exchanges(self, op: Op, operands: Sequence[Shape | None]) -> float:
         """Of what an op on a route sends inside.  Counts go right ahead of what they count: no round of their own."""
         axes = tuple(int(axis[1:]) for axis in routed_axes(op))
         sizes = [float(size) for size in exchanges(op, operands, kept=True)]
         seconds = self.communication * sum(self.cost.collective_seconds("all_to_all", axes, size) for size in sizes)
-        return seconds / self.second + self.round * sum(size > 0 for size in sizes)
+        return seconds / self.second + self.round * sum(self._rounds(size) for size in sizes if size > 0)
 
     def save(self, tensor: Tensor, state: State) -> float:
         return self.HAIR + self.saved_byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
