@@ -8,19 +8,23 @@ strategy of one tied group, or the class of one source.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from uniap_compiler.solver.chain import ChainSearch
+from uniap_compiler.solver.chain import BELOW, ChainSearch, beam_plan
 from uniap_compiler.solver.evaluate import evaluate
 from uniap_compiler.solver.exact import Settled
 from uniap_compiler.solver.instance import Bools, Floats, Instance, dominated
 from uniap_compiler.solver.miqp import period, skip_edges, stage_times
+from uniap_compiler.solver.tables import StageCosts
 
 #: Costs are called equal within this fraction.
 EQUAL = 1e-9
+#: Labels per class when a plan of the relaxation is repaired.
+REPAIR_BEAM = 6
 
 
 @dataclass
@@ -30,9 +34,14 @@ class Pool:
     slack: float
     offer: Callable[[int, list[int], list[int], float], None]
     value: float = np.inf
+    repaired: set[tuple[object, ...]] = field(default_factory=set)
 
     def threshold(self) -> float:
         return self.value * (1 - self.slack) if np.isfinite(self.value) else np.inf
+
+    def excludes(self, bound: float) -> bool:
+        """Whether plans from `bound` on do not matter; searches give back a little of their threshold for rounding."""
+        return bound >= self.threshold() * (1 - 4 * BELOW)
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,46 @@ class Node:
             self.local, self.plan, self.true = value, (stage, strategy), true
         if not bad:
             self.pool.offer(self.at.index, stage, strategy, true)
+        if true > value * (1 + EQUAL) and value < self.pool.threshold():
+            self._repair(stage, strategy)
+
+    def _repair(self, stage: list[int], strategy: list[int]) -> None:
+        """Plans near one of the relaxation: its ties agree on one of the strategies, its sources keep their classes.
+
+        That is a chain without anything relaxed; the layers stay on their stages.
+        """
+        at = self.at
+        cuts = [u for u in range(1, at.layers) if stage[u] != stage[u - 1]]
+        intervals = list(zip([0, *cuts], [*(cut - 1 for cut in cuts), at.layers - 1], strict=True))
+        for choose in (0, -1, None) if at.ties else (0,):
+            restrict = dict(self.restrict)
+            for group in at.ties:
+                common = np.logical_and.reduce([self._mask(u) for u in group])
+                restrict |= dict.fromkeys(group, _only(common, self._agreed(group, common, strategy, choose)))
+            for source in sorted({u for u, _, _ in skip_edges(at)} - {u for group in at.ties for u in group}):
+                restrict[source] = self._mask(source) & (at.layout == at.layout[strategy[source]])
+            key = tuple(cuts), tuple((u, mask.tobytes()) for u, mask in sorted(restrict.items()))
+            if key in self.pool.repaired or time.monotonic() > self.deadline:
+                continue
+            self.pool.repaired.add(key)
+            chain = relax(at, restrict)
+            if not chain.possible:
+                continue
+            weight = 1 / at.micro_batches if chain.step.any() else 0.0
+            found = beam_plan(chain, intervals, [StageCosts(chain, i, weight) for i in range(at.stages)], REPAIR_BEAM)
+            if found is not None:
+                chosen = [k for _, _, part in found for k in part]
+                true, bad = evaluate(at.problem, at.index, stage, chosen)
+                if not bad:
+                    self.pool.offer(at.index, stage, chosen, true)
+
+    def _agreed(self, group: list[int], common: Bools, strategy: list[int], choose: int | None) -> int:
+        """One strategy for tied layers: that of the first or of the last one, or the leanest."""
+        if choose is not None and common[strategy[group[choose]]]:
+            return strategy[group[choose]]
+        kinds = [int(self.at.kind[u]) for u in group]
+        held = (self.at.memory[kinds].mean(axis=1) + self.at.workspace[kinds]).sum(axis=0)
+        return int(np.argmin(np.where(common, held, np.inf)))
 
 
 def relax(at: Instance, restrict: dict[int, Bools]) -> Instance:

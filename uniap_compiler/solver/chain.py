@@ -195,23 +195,29 @@ class ChainSearch:
     # -- plans ------------------------------------------------------------------------------------------------------
 
     def _offer_beam(self, path: Path, width: int) -> None:
-        """A plan with the same intervals: stage after stage by a beam, entered in the cheapest way."""
-        at = self.at
-        weight = 1 / at.micro_batches if self.stepped else 0.0
-        entry, hop, chosen = np.zeros(at.classes), hops(at), []
-        for i, n in enumerate(path.position):
-            a, b = int(self.table.stages[i].a[n]), int(self.table.stages[i].b[n])
-            free = Limit(np.inf, np.zeros(at.classes), np.zeros(at.classes), weight)
-            found = stage_time(at, i, a, b, [self._stage_costs(weight)[i]], free, entry, width)
-            options = found.options
-            if not len(options.time):
-                return
-            m = int(np.argmin(options.time + weight * options.step))
-            chosen.append((a, b, options.strategies(m)))
-            if b + 1 < at.layers:
-                entry = hop[b + 1, int(options.r[m])]
-        self._offer(chosen)
+        """A plan with the same intervals."""
+        intervals = [(int(own.a[n]), int(own.b[n])) for own, n in zip(self.table.stages, path.position, strict=True)]
+        weight = 1 / self.at.micro_batches if self.stepped else 0.0
+        found = beam_plan(self.at, intervals, self._stage_costs(weight), width)
+        if found is not None:
+            self._offer(found)
 
     def _offer(self, found: Found) -> None:
         stage = [i for i, (a, b, _) in enumerate(found) for _ in range(a, b + 1)]
         self.offer(stage, [k for _, _, chosen in found for k in chosen])
+
+
+def beam_plan(at: Instance, intervals: list[tuple[int, int]], costs: list[StageCosts], width: int) -> Found | None:
+    """A plan with these layers a..b on every stage: stage after stage by a beam, entered in the cheapest way."""
+    entry, hop, none = np.zeros(at.classes), hops(at), np.zeros(at.classes)
+    chosen: Found = []
+    for i, (a, b) in enumerate(intervals):
+        own = costs[i]
+        options = stage_time(at, i, a, b, [own], Limit(np.inf, none, none, own.weight), entry, width).options
+        if not len(options.time):
+            return None
+        m = int(np.argmin(options.time + own.weight * options.step))
+        chosen.append((a, b, options.strategies(m)))
+        if b + 1 < at.layers:
+            entry = hop[b + 1, int(options.r[m])]
+    return chosen

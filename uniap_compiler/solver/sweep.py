@@ -16,6 +16,7 @@ from typing import Any
 
 from uniap_compiler.solver.bounds import closed_form
 from uniap_compiler.solver.branch import Node, Pool
+from uniap_compiler.solver.chain import BELOW
 from uniap_compiler.solver.evaluate import evaluate
 from uniap_compiler.solver.instance import Instance, build_instance
 from uniap_compiler.solver.plan import Plan
@@ -73,7 +74,7 @@ class Sweep:
                 queue.append((closed[n], n, out.nodes, self.roots[n]))
                 out.nodes += 1
         heapq.heapify(queue)
-        while queue and queue[0][0] < self.pool.threshold():
+        while queue and not self.pool.excludes(queue[0][0]):
             if time.monotonic() > self.deadline or out.nodes > MOST_NODES:
                 out.stopped = True
                 break
@@ -91,13 +92,13 @@ class Sweep:
             if node.bound < math.inf:
                 heapq.heappush(queue, (node.bound, n, serial, node))
         for bound, n, _, _ in queue:
-            if bound < self.pool.threshold():
+            if not self.pool.excludes(bound):
                 out.unfinished[n] = min(out.unfinished.get(n, math.inf), bound)
             else:
                 out.bound_elsewhere = min(out.bound_elsewhere, bound)
         out.best = self.best
         # Nodes that left the queue were excluded at the threshold of their time, which is at least today's.
-        out.bound_elsewhere = min(out.bound_elsewhere, self.pool.threshold())
+        out.bound_elsewhere = min(out.bound_elsewhere, self.pool.threshold() * (1 - 4 * BELOW))
         out.bound = min([out.bound_elsewhere, *out.unfinished.values()])
         return out
 
@@ -110,7 +111,7 @@ class Sweep:
     def _report(self, queue: list[tuple[float, int, int, Node]], node: Node) -> None:
         if self.progress is None:
             return
-        waiting = {n for bound, n, _, _ in queue if bound < self.pool.threshold()}
+        waiting = {n for bound, n, _, _ in queue if not self.pool.excludes(bound)}
         self.progress(
             {
                 "done": len(self.instances) - len(waiting),

@@ -106,7 +106,7 @@ class _Run:
         if swept.best is None and swept.unfinished:
             self._any_plan()
         for n, least in sorted(swept.unfinished.items(), key=lambda item: item[1]):
-            if least >= self.sweep.pool.threshold() or time.monotonic() > self.deadline:
+            if self.sweep.pool.excludes(least) or time.monotonic() > self.deadline:
                 continue
             seconds = remaining(self.deadline, MIQP_SECONDS)
             at = self.sweep.instances[n]
