@@ -28,6 +28,7 @@ from .problem import batches_of, divisors
 from .step_graph import StepGraph
 
 if TYPE_CHECKING:
+    from uniap_compiler.passes.analysis.tensor_parallel.problem import Weights
     from uniap_compiler.passes.manager import Session
 
 _LATENCIES = (0.1, 0.01)
@@ -115,14 +116,21 @@ def search_pattern(
     first = search(forward, backward, sizes, boundary, cost)
     if _work(first, sizes, cost.batch) <= enough:
         return first
-    last = search(forward, backward, sizes, boundary, replace(cost, latency=0.0))
+    last = search(forward, backward, sizes, boundary, replace(cost, latency=0.0), _cheap(0.0))
     if _work(last, sizes, cost.batch) > enough:  # nothing divides by these sizes
         return first
     for latency in _LATENCIES:
-        pair = search(forward, backward, sizes, boundary, replace(cost, latency=latency))
+        pair = search(forward, backward, sizes, boundary, replace(cost, latency=latency), _cheap(latency))
         if _work(pair, sizes, cost.batch) <= enough:
             return pair
     return last
+
+
+def _cheap(share: float) -> Weights:
+    """Rounds at a part of their price, and collectives at the seconds that they take."""
+    from uniap_compiler.passes.analysis.tensor_parallel.problem import Weights
+
+    return Weights(round=share * Weights().round, communication=1.0)
 
 
 def _work(pair: tuple[Func, Func], sizes: tuple[int, ...], batch: int) -> float:
