@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +159,7 @@ def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:
     """The model in training mode; on the meta device when it is large."""
     import transformers
 
-    transformers.logging.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     auto = getattr(transformers, auto_class)
     try:
         model = on_meta(lambda: auto.from_config(config))  # transformers skips initialisation on torch.device("meta")
