@@ -55,7 +55,7 @@ def tampered(bundle: Path, name: str, old: str, new: str) -> Path:
     ("old", "new", "seen"),
     [
         ("if not self.master_weights or param.dtype not in _LOW:", "if True:", "change of masters in 3 steps of sgd"),
-        ("param.copy_(master)", "param.copy_(master.bfloat16() * 0.995)", "rounded master"),
+        ("].copy_(master)", "].copy_(master.bfloat16() * 0.995)", "rounded master"),
         ("grad.to(master.dtype)", "grad.to(master.dtype) * 1.1", "change of masters in 3 steps of adamw"),
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from uniap_compiler.runtime import data, weights
+from uniap_compiler.runtime import optimizer as optimizer_module
 from uniap_compiler.runtime.errors import BundleError
 from uniap_compiler.runtime.metrics import Metrics, progress
 from uniap_compiler.runtime.optimizer import Optimizer, clip_scale, squared_norm
@@ -124,22 +125,28 @@ def test_bytes_as_tokens(tmp_path):
         ("sgd", {"lr": 0.1}, torch.optim.SGD),
     ],
 )
-def test_optimizer_equals_torch(kind, ours, make):
+def test_optimizer_equals_torch(kind, ours, make, monkeypatch):
+    """Late gradients, gradients with strides of their own, one tensor for two parameters, several parts."""
+    monkeypatch.setattr(optimizer_module, "_TOGETHER", 200)
     torch.manual_seed(0)
-    theirs = torch.nn.ParameterDict({n: torch.randn(5, dtype=torch.float64) for n in ("a", "b", "unused")})
+    theirs = torch.nn.ParameterDict({n: torch.randn(3, 5, dtype=torch.float64) for n in ("a", "b", "c", "d", "unused")})
     values = {n: p.detach().clone() for n, p in theirs.items()}
-    groups = [{"params": [theirs["a"], theirs["unused"]]}, {"params": [theirs["b"]], "lr": 0.03, "weight_decay": 0.0}]
+    first = [p for n, p in theirs.items() if n != "b"]
+    groups = [{"params": first}, {"params": [theirs["b"]], "lr": 0.03, "weight_decay": 0.0}]
     reference = make(groups, **ours)
     optimizer = Optimizer(
         {"kind": kind, "defaults": ours, "groups": [{"parameters": ["b"], "lr": 0.03, "weight_decay": 0.0}]}
     )
     for step in range(4):
-        gradients = {n: torch.randn(5, dtype=torch.float64) for n in (("a", "b") if step else ("a",))}
+        transposed = torch.randn(5, 3, dtype=torch.float64).t()
+        gradients = {"a": transposed, "c": transposed, "d": torch.randn(5, dtype=torch.float64).expand(3, 5)}
+        if step:
+            gradients["b"] = torch.randn(3, 5, dtype=torch.float64)
         norm = sum(g.square().sum() for g in gradients.values()).sqrt().item()
-        assert squared_norm(gradients, gradients).item() == pytest.approx(norm**2)
+        assert squared_norm(gradients, gradients, torch.device("cpu")).item() == pytest.approx(norm**2)
         reference.zero_grad()
         for n, g in gradients.items():
-            theirs[n].grad = g.clone()
+            theirs[n].grad = g.clone(memory_format=torch.contiguous_format)
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         reference.step()
         optimizer.step(values, gradients, clip_scale(norm, 1.0))

@@ -116,6 +116,7 @@ class Communicator:
     # -- what a child supplies: primitives on contiguous tensors --------------------------------------------------
 
     def _reduce(self, x: torch.Tensor, group: Group, op: str) -> Pending:
+        """x is the child's to keep and to write to."""
         raise NotImplementedError
 
     def _gather(self, x: torch.Tensor, group: Group) -> Pending:
@@ -162,7 +163,7 @@ class Communicator:
         if op not in ("sum", "max"):
             raise ValueError(f"all_reduce with op {op!r}; sum and max exist")
         g = self.group(group)
-        return Done(x) if g.size == 1 else self._reduce(x, g, op)
+        return Done(x) if g.size == 1 else self._reduce(x.clone(memory_format=torch.contiguous_format), g, op)
 
     def all_gather_start(self, x: torch.Tensor, group: str, dim: int, outer: int = 1) -> Pending:
         g = self.group(group)
@@ -221,7 +222,7 @@ class Communicator:
 
     def all_reduce_many_start(self, xs: Sequence[torch.Tensor], group: str, op: str = "sum") -> Many:
         def start(bucket: list[int]) -> Pending:
-            return self.all_reduce_start(torch.cat([xs[i].reshape(-1) for i in bucket]), group, op)
+            return self._reduce(torch.cat([xs[i].reshape(-1) for i in bucket]), self.group(group), op)
 
         def finish(flat: torch.Tensor, bucket: list[int]) -> list[torch.Tensor]:
             parts = flat.split([xs[i].numel() for i in bucket])

@@ -90,17 +90,9 @@ class ProcessGroups(Communicator):
             raise _explained(what, error) from error
 
     def _reduce(self, x: torch.Tensor, group: Group, op: str) -> Pending:
-        buffer = x.clone(memory_format=torch.contiguous_format)
         kind = dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX
         return self._start(
-            f"all_reduce over {group}",
-            buffer,
-            None,
-            dist.all_reduce,
-            buffer,
-            op=kind,
-            group=group.handle,
-            async_op=True,
+            f"all_reduce over {group}", x, None, dist.all_reduce, x, op=kind, group=group.handle, async_op=True
         )
 
     def _gather(self, x: torch.Tensor, group: Group) -> Pending:

@@ -194,7 +194,7 @@ class SimulatedComm(Communicator):
 
     def _reduce(self, x: torch.Tensor, group: Group, op: str) -> Pending:
         def combine(all_x: list[torch.Tensor]) -> list[torch.Tensor]:
-            total = all_x[0].clone(memory_format=torch.contiguous_format)
+            total = all_x[0]
             for other in all_x[1:]:
                 total = total.add_(other) if op == "sum" else torch.maximum(total, other)
             return [total] + [total.clone() for _ in all_x[1:]]

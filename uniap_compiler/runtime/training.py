@@ -72,7 +72,7 @@ class Training:
             share, gradients = self.loop.run(inputs, self.randomness.keys(self.done, len(inputs)))
             self.done += 1
             self.loop.at = "loss and gradient norm"
-            totals = torch.stack([share.double().cpu(), squared_norm(gradients, self.owned)]).to(self.comm.device)
+            totals = torch.stack([share.double(), squared_norm(gradients, self.owned, self.comm.device)])
             loss, squared = self.comm.all_reduce(totals, "world").tolist()
             norm = squared**0.5
             self.loop.at = "optimizer"
