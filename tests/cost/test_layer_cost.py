@@ -216,7 +216,7 @@ def test_buckets_pay_the_latency_once_per_stage() -> None:
     alpha, beta = mesh.alpha_beta("all_reduce", ("a", "b"))
     _, apart = costs("none")
     _, together = costs("none", layers=5)
-    pack = 4 * (W1 + W2) / 1e9
+    pack = 2 * (W1 + W2) / 1e9
     assert apart.step - together.step == pytest.approx(2 * alpha - alpha / 5 - pack)  # 2 of 10 parameters
     layer = layer_cost(*mlp(), {}, [2], cluster())
     layer.parameters = [replace(layer.parameters[0], shape=(64, 2**18))]  # 64 MiB: four messages, one by one
