@@ -221,7 +221,7 @@ def test_buckets_pay_the_latency_once_per_stage() -> None:
     layer = layer_cost(*mlp(), {}, [2], cluster())
     layer.parameters = [replace(layer.parameters[0], shape=(64, 2**18))]  # 64 MiB: four messages, one by one
     big = strategy_cost(layer, Strategy(1, 4), mesh, Optimizer(0, 0.0, 0), 8, [1], layers=5)
-    assert big.step == pytest.approx(64 * 2**20 * (beta + 4e-9) + alpha)
+    assert big.step == pytest.approx(64 * 2**20 * (beta + 2e-9) + alpha)
 
 
 def test_reductions_hide_behind_the_last_backward() -> None:
