@@ -5,9 +5,10 @@
        plan.cluster @laptop {...}
        plan.strategy @block.tp2.replicated {tp = 2, boundary = "replicated", batch = [1, 2, 4], forward = [...], ...}
 
-One search per (kind of layer, tensor degree, boundary).  Data degree, parameter sharding, recomputation, stages and
-micro-batches need no code of their own here: solve-parallelism adds them by formula.  Tensor axes stay inside a node
-unless they are forced across (`across_nodes`).  The rows say what a micro-batch costs by the batch of one device.
+One search per (kind of layer, tensor degree, boundary); kinds that differ in numbers only share it (alike.py).  Data
+degree, parameter sharding, recomputation, stages and micro-batches need no code of their own here: solve-parallelism
+adds them by formula.  Tensor axes stay inside a node unless they are forced across (`across_nodes`).  The rows say what
+a micro-batch costs by the batch of one device.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class EnumerateStrategies:
         """(kind, tp, boundary, cost); each tensor degree on the axes of the fewest stages that have it."""
         chosen: dict[str, list[dict[str, int | str]]] = {}
         for layer in graph.layers:
-            chosen.setdefault(layer.kind, []).append(force.for_layer(layer.name))
+            chosen.setdefault(graph.like[layer.kind], []).append(force.for_layer(layer.name))
         seen: set[tuple[str, int, str]] = set()
         for stages in divisors(cluster.devices):
             if stages > len(graph.layers) or force.pp not in (None, stages):
@@ -141,7 +142,10 @@ def _work(pair: tuple[Func, Func], sizes: tuple[int, ...], batch: int) -> float:
 def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) -> None:
     module.ops = [op for op in module.ops if op.name != "plan.strategy"]
     batches = batches_of(cluster.devices, batch, len(graph.layers))[-_REPORTED:]
+    others = {kind: [k for k, first in graph.like.items() if first == kind != k] for kind in graph.like}
     for (kind, tp, boundary), pattern in pattern_costs(module, graph, cluster, batches).items():
+        if graph.like[kind] != kind:
+            continue
         cost, some = pattern.cost, pattern.selective
         selective: Attrs = {}
         if some is not None:
@@ -155,6 +159,7 @@ def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) 
                 attrs={
                     "tp": tp,
                     "boundary": boundary,
+                    **({"alike": others[kind]} if tp == 1 and others[kind] else {}),
                     "batch": list(batches),
                     "forward": [short(t) for t in cost.forward_seconds],
                     "backward": [short(t) for t in cost.backward_seconds],

@@ -34,9 +34,9 @@ def tensor_sizes(func: Func) -> tuple[int, ...]:
 
 
 def patterns_in(module: Module, graph: StepGraph) -> dict[tuple[str, int, str], tuple[int, ...]]:
-    """(kind, tp, boundary) -> sizes of the tensor axes."""
+    """(kind, tp, boundary) -> sizes of the tensor axes; of the first of the kinds that are alike."""
     found: dict[tuple[str, int, str], tuple[int, ...]] = {}
-    for kind in graph.kinds():
+    for kind in dict.fromkeys(graph.like.values()):
         found[kind, 1, "replicated"] = ()
         for func in module.funcs.values():
             boundary, sizes = func.attrs.get("boundary"), tensor_sizes(func)
@@ -65,6 +65,10 @@ def choose_selective(module: Module, graph: StepGraph, cluster: Cluster, batch: 
         again = worth_repeating(forward, backward, axes, batch, cluster)
         if again:
             noted.attrs[SELECTIVE] = [*again]
+    for kind, first in graph.like.items():
+        words = module.funcs[f"{first}.backward"].attrs.get(SELECTIVE) if f"{first}.backward" in module.funcs else None
+        if isinstance(words, list) and kind != first:
+            module.funcs[f"{kind}.backward"].attrs[SELECTIVE] = [*words]
 
 
 def pattern_costs(
@@ -87,7 +91,8 @@ def pattern_costs(
         cost, *rest = [layer_cost(forward, backward, axes, batches, cluster) for forward, backward in made]
         if rest and (rest[0].saved < cost.saved).any():
             selective = rest[0]
-        costs[kind, tp, boundary] = Pattern(sizes, cost, no_data, selective)
+        for other in (other for other, first in graph.like.items() if first == kind):
+            costs[other, tp, boundary] = Pattern(sizes, cost, no_data, selective)
     for reason, kinds in whole.items():
         log.warning("no data parallelism for %s: %s", ", ".join(dict.fromkeys(kinds)), reason)
     return costs

@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uniap_compiler import solver
 from uniap_compiler.ir import Diagnostic, Module, Op, Struct
-from uniap_compiler.passes.analysis.cost.strategy_cost import Optimizer
+from uniap_compiler.passes.analysis.cost.strategy_cost import Optimizer, Strategy
 from uniap_compiler.passes.analysis.precision import Precision
+from uniap_compiler.passes.lower.insert_communication import pattern_name
 
+from .alike import plain_pair, translated, translation
 from .cluster_op import cluster_of, record_cluster
 from .enumerate_strategies import force_of, global_batch
 from .infeasible import explain
@@ -141,6 +143,26 @@ def _write(module: Module, setting: Setting, answer: solver.Result, plans: list[
         if op.name == "plan.call" and op.attrs.get("phase") in ("forward", "backward"):
             stage, strategy = strategies[str(op.attrs["layer"])]
             op.attrs["stage"], op.attrs["strategy"] = stage, strategy.attr()
+    _keep_patterns(module, setting.graph, {name: strategy for name, (_, strategy) in strategies.items()})
+
+
+def _keep_patterns(module: Module, graph: StepGraph, strategies: dict[str, Strategy]) -> None:
+    """The patterns of the plan stay, written out for each kind of those that are alike; all others go."""
+    searched = {name: func for name, func in module.funcs.items() if "tensor_axes" in func.attrs}
+    module.funcs = {name: func for name, func in module.funcs.items() if name not in searched}
+    for layer in graph.layers:
+        strategy, first = strategies[layer.name], graph.like[layer.kind]
+        name, source = (pattern_name(kind, strategy.tp, strategy.boundary) for kind in (layer.kind, first))
+        if strategy.tp == 1 or f"{name}.forward" in module.funcs:
+            continue
+        pattern = searched[f"{source}.forward"], searched.get(f"{source}.backward")
+        if layer.kind != first:
+            words = translation(plain_pair(module, first), plain_pair(module, layer.kind))
+            assert words is not None, f"@{layer.kind} is not like @{first}"
+            pattern = translated(pattern, words, first, layer.kind)
+        for func in pattern:
+            if func is not None:
+                module.add(func)
 
 
 def _runner_up(setting: Setting, other: Simulated) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     %h1 = plan.call @block.forward(%h0, %layers.0.wq.weight, ...) {layer = "layers.0", phase = "forward"}
 
 is layer "layers.0" of kind "block", which reads %h0 of the layer before.  Two layers have one TYPE when they cost the
-same under every strategy: the same kind, the same role in sharing parameters, the same values for the next layer.
+same under every strategy: kinds that are alike, the same role in sharing parameters, the same values for the next
+layer.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 
 from uniap_compiler.ir import Diagnostic, Func, Module, Op, Value
 from uniap_compiler.passes.analysis.cost.layer_cost import roles
+
+from .alike import alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,8 @@ class StepGraph:
     """per layer: its parameters whose home is an earlier layer -> (that layer, the parameter's name there)"""
     types: list[str] = field(default_factory=list)
     """per layer"""
+    like: dict[str, str] = field(default_factory=dict)
+    """kind -> the first kind that costs the same (alike.py)"""
     shared_buffers: list[str] = field(default_factory=list)
     """buffers that change and that several layers read or update: these layers belong on one stage"""
 
@@ -92,6 +97,7 @@ class StepGraph:
             raise Diagnostic("@step calls no layer", func=step)
         graph = StepGraph(layers, _crossings(layers))
         graph.copies = _copies(layers)
+        graph.like = alike(module, graph.kinds())
         graph.types = _types(graph)
         graph.shared_buffers = _shared_buffers(step, layers)
         return graph
@@ -152,10 +158,11 @@ def _types(graph: StepGraph) -> list[str]:
     for u, layer in enumerate(graph.layers):
         copies = tuple(sorted(graph.copies[u]))
         values = tuple((c.result, tuple(name for _, name in c.readers), c.gradient) for c in graph.between(u))
-        keys = known.setdefault(layer.kind, [])
+        kind = graph.like[layer.kind]
+        keys = known.setdefault(kind, [])
         last = u == len(graph.layers) - 1  # what it hands on does not matter: nobody is next
         n = next((n for n, key in enumerate(keys) if key[0] == copies and (last or key[1] == values)), len(keys))
         if n == len(keys):
             keys.append((copies, values))
-        names.append(layer.kind if n == 0 else f"{layer.kind}#{n}")
+        names.append(kind if n == 0 else f"{kind}#{n}")
     return names

@@ -1,0 +1,94 @@
+"""Kinds of layers that differ in numbers only are searched once: what the others get is what a search would find."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from uniap_compiler import TrainingTask
+from uniap_compiler.capture import capture
+from uniap_compiler.cluster import load_cluster
+from uniap_compiler.ir import ConstantStore, Module
+from uniap_compiler.ir.printer import print_func
+from uniap_compiler.passes.manager import Session, run_passes
+from uniap_compiler.passes.pipelines import parse_pipeline
+from uniap_compiler.passes.solve.alike import alike, plain_pair, translated, translation
+from uniap_compiler.passes.solve.cluster_op import cluster_of
+from uniap_compiler.passes.solve.enumerate_strategies import EnumerateStrategies, force_of, search_pattern
+from uniap_compiler.passes.solve.step_graph import StepGraph
+
+RULES = "canonicalize,outline-layers,differentiate,decompose-losses,shard-rules"
+PAD = (0.3, 0.3)
+
+
+class Block(nn.Module):
+    """rates: of two ops, and of a third one with the same name."""
+
+    def __init__(self, rates: tuple[float, float]) -> None:
+        super().__init__()
+        self.up, self.down, self.rates = nn.Linear(256, 1024), nn.Linear(1024, 256), rates
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(torch.relu(self.up(x)) / self.rates[0]) / self.rates[0]
+        return x / self.rates[1] + y
+
+
+def compiled(rates: list[tuple[float, float]], passes: str, force: str = "tp=2") -> tuple[Module, list[str]]:
+    """The module, and the kinds of the blocks with these rates; what stands before and behind joins other blocks."""
+    blocks = [Block(pair) for pair in (PAD, *rates, PAD)]
+    model = nn.Sequential(nn.Linear(64, 256), *blocks, nn.Linear(256, 8))
+    task = TrainingTask(model, torch.randn(4, 16, 64), lambda y, t: (y - t).square().mean(), torch.randn(4, 16, 8))
+    constants = ConstantStore()
+    module = capture(task, constants=constants)
+    module.attrs |= {"global_batch": 8, "force": force}
+    session = Session(cluster=load_cluster("laptop"), global_batch=8, constants=constants)
+    run_passes(module, parse_pipeline(passes), session)
+    kind = {layer.name: layer.kind for layer in StepGraph.of(module).layers}
+    return module, [kind[str(n + 2)] for n in range(len(rates))]
+
+
+def test_what_is_searched_once_is_what_every_search_would_find() -> None:
+    module, kinds = compiled([(0.9, 0.5), (0.8, 0.5), (0.7, 0.25)], f"{RULES},enumerate-strategies")
+    graph, first = StepGraph.of(module), kinds[0]
+    assert len(set(kinds)) == 3 and [graph.like[kind] for kind in kinds] == [first] * 3
+    assert {t for name, t in zip(graph.names, graph.types, strict=True) if name in "234"} == {first}
+    wanted = list(EnumerateStrategies()._wanted(graph, force_of(module), cluster_of(module), 8))
+    assert [w[2] for w in wanted if w[0] == first] == ["replicated", "sequence"]
+    for _, _, boundary, cost in (w for w in wanted if w[0] == first):
+        pattern = tuple(module.funcs[f"{first}.tp2.{boundary}.{phase}"] for phase in ("forward", "backward"))
+        pattern[1].attrs.pop("selective", None)
+        for kind in kinds[1:]:
+            assert f"{kind}.tp2.{boundary}.forward" not in module.funcs
+            words = translation(plain_pair(module, first), plain_pair(module, kind))
+            assert words is not None
+            own = search_pattern(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), boundary, cost)
+            for made, found in zip(translated((pattern[0], pattern[1]), words, first, kind), own, strict=True):
+                assert made is not None and print_func(made) == print_func(found)
+
+
+@pytest.mark.parametrize(
+    "rates, same",
+    [
+        ([(0.9, 0.8), (0.7, 0.6)], True),
+        ([(0.8, 0.7), (0.9, 0.9)], True),  # two numbers become one
+        ([(0.9, 0.9), (0.8, 0.7)], False),  # one would become two
+        ([(0.5, 0.5), (0.5, 0.25)], False),
+    ],
+)
+def test_every_number_has_one_translation(rates: list[tuple[float, float]], same: bool) -> None:
+    module, (a, b) = compiled(rates, RULES)
+    assert a != b
+    assert alike(module, [a, b]) == {a: a, b: a if same else b}
+
+
+def test_the_plan_has_its_own_patterns_only() -> None:
+    rates, force = [(0.9, 0.5), (0.8, 0.5)], "tp=1;[23]:tp=2,boundary=sequence"
+    module, kinds = compiled(rates, f"{RULES},enumerate-strategies,solve-parallelism", force)
+    sharded = {name for name, func in module.funcs.items() if "tensor_axes" in func.attrs}
+    assert sharded == {f"{kind}.tp2.sequence.{phase}" for kind in kinds for phase in ("forward", "backward")}
+    for layer, kind, (a, b) in zip("23", kinds, rates, strict=True):
+        ops = module.funcs[f"{kind}.tp2.sequence.forward"].ops
+        assert [op.attrs["other"] for op in ops if op.name == "aten.div.Tensor"] == [a, a, b]
+        assert {op.loc.module.split(".")[0] for op in ops if op.loc is not None} == {layer}
+        assert module.funcs[f"{kind}.tp2.sequence.backward"].attrs["of"] == f"{kind}.tp2.sequence.forward"
