@@ -66,9 +66,12 @@ def choose_selective(module: Module, graph: StepGraph, cluster: Cluster, batch: 
         if again:
             noted.attrs[SELECTIVE] = [*again]
     for kind, first in graph.like.items():
-        words = module.funcs[f"{first}.backward"].attrs.get(SELECTIVE) if f"{first}.backward" in module.funcs else None
-        if isinstance(words, list) and kind != first:
-            module.funcs[f"{kind}.backward"].attrs[SELECTIVE] = [*words]
+        backward = module.funcs.get(f"{kind}.backward")
+        if backward is not None and kind != first:
+            backward.attrs.pop(SELECTIVE, None)
+            again = module.funcs[f"{first}.backward"].attrs.get(SELECTIVE)
+            if isinstance(again, list):
+                backward.attrs[SELECTIVE] = [*again]
 
 
 def pattern_costs(
