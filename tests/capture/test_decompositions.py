@@ -84,8 +84,19 @@ def test_einsum(case: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 5, 4), (2, 5, 3, 2), (5,)])
 @pytest.mark.parametrize("reduction", [0, 1, 2])
-@pytest.mark.parametrize("options", ["plain", "ignore", "smooth", "weight", "probabilities", "smooth probabilities",
-                                     "weight smooth", "weight smooth ignore"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "plain",
+        "ignore",
+        "smooth",
+        "weight",
+        "probabilities",
+        "smooth probabilities",
+        "weight smooth",
+        "weight smooth ignore",
+    ],
+)
 def test_cross_entropy(shape: tuple[int, ...], reduction: int, options: str) -> None:
     spread = (*shape[:1], *shape[2:]) if len(shape) > 1 else ()
     target = torch.randint(5, spread)
@@ -140,6 +151,41 @@ def test_regression_losses(reduction: int) -> None:
         options = {"target": y, "weight": w, "pos_weight": p, "reduction": reduction}
         ours = partial(losses.bce_with_logits, y=y, weight=w, pos_weight=p, reduction=reduction)
         check(ours, partial(aten.binary_cross_entropy_with_logits, **options), r(3, 4) * 3)
+
+
+AT_KINKS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "l1": (lambda x: losses.l1_loss(x, x * 0, 0), lambda x: F.l1_loss(x, x * 0, reduction="none")),
+    **{
+        f"smooth l1, {beta}": (
+            partial(lambda beta, x: losses.smooth_l1(x, x * 0, 0, beta), beta),
+            partial(lambda beta, x: F.smooth_l1_loss(x, x * 0, reduction="none", beta=beta), beta),
+        )
+        for beta in (0.0, 0.5, 1.0)
+    },
+    "huber": (lambda x: losses.huber(x, x * 0, 0, 2.0), lambda x: F.huber_loss(x, x * 0, reduction="none", delta=2.0)),
+    "log sigmoid": (losses.log_sigmoid, F.logsigmoid),
+    "bce": (
+        lambda x: losses.bce_with_logits(x, x * 0 + 1, None, None, 0),
+        lambda x: F.binary_cross_entropy_with_logits(x, x * 0 + 1, reduction="none"),
+    ),
+    "margin": (
+        lambda x: losses.multi_margin(x, torch.arange(3), 1, 1.0, None, 0),
+        lambda x: F.multi_margin_loss(x, torch.arange(3), 1, 1.0, reduction="none"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AT_KINKS)
+def test_gradients_at_kinks(name: str) -> None:
+    """Where a loss has no derivative, ours is torch's: zeros and exact margins do occur in training."""
+    x = torch.tensor([[0.0, 1.0, -1.0], [0.5, 2.0, -2.0], [60.0, -60.0, -0.5]], dtype=torch.float64)
+    values, gradients = [], []
+    for loss in AT_KINKS[name]:
+        leaf = x.clone().requires_grad_()
+        values.append(loss(leaf))
+        gradients += torch.autograd.grad(values[-1].sum(), leaf)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4, 5), (2, 4, 3, 3)])
