@@ -63,8 +63,8 @@ def left_alone() -> bool:
     return bool(_abandoned)
 
 
-def run(miqp: Miqp, backend: str, gap: float, seconds: float) -> Outcome:
-    """Solve the model within `seconds`; the model is never left in an undefined state."""
+def run(miqp: Miqp, backend: str, gap: float, seconds: float, nodes: int | None = None) -> Outcome:
+    """Solve the model within `seconds` and `nodes`; the model is never left in an undefined state."""
     model = miqp.model
     model.max_mip_gap = gap
     model.max_mip_gap_abs = 1e-12
@@ -78,7 +78,8 @@ def run(miqp: Miqp, backend: str, gap: float, seconds: float) -> Outcome:
 
     def work() -> None:
         try:
-            answer.append(model.optimize(max_seconds=max(0.01, seconds)))
+            limit = {} if nodes is None else {"max_nodes": nodes}
+            answer.append(model.optimize(max_seconds=max(0.01, seconds), **limit))
         except Exception as error:  # handed to the caller below
             answer.append(error)
 
@@ -99,4 +100,5 @@ def run(miqp: Miqp, backend: str, gap: float, seconds: float) -> Outcome:
     bound = model.objective_bound
     if bound is None or not abs(bound) < 1e29:
         bound = -float("inf")
-    return Outcome("optimal" if status == mip.OptimizationStatus.OPTIMAL else "stopped", float(bound), found)
+    status = "optimal" if status == mip.OptimizationStatus.OPTIMAL else "stopped"
+    return Outcome(status, float(bound) * miqp.unit, found)

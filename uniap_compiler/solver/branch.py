@@ -18,7 +18,7 @@ from uniap_compiler.solver.chain import BELOW, ChainSearch, beam_plan
 from uniap_compiler.solver.evaluate import evaluate
 from uniap_compiler.solver.exact import Settled
 from uniap_compiler.solver.instance import Bools, Floats, Instance, dominated
-from uniap_compiler.solver.miqp import period, skip_edges, stage_times
+from uniap_compiler.solver.miqp import StageTimes, period, skip_edges, stage_times
 from uniap_compiler.solver.tables import StageCosts
 
 #: Costs are called equal within this fraction.
@@ -82,6 +82,15 @@ class Node:
     @property
     def stuck(self) -> bool:
         return self.search is not None and self.search.stuck
+
+    def go_on(self, work: float) -> None:
+        """Not stuck any more: so many more labels may be made."""
+        if self.search is not None:
+            self.search.go_on(work)
+
+    def rows(self, threshold: float) -> StageTimes | None:
+        """Derived rows for the MIQP of this node."""
+        return self.search.rows(threshold) if self.search is not None and self.search.level else None
 
     def refine(self) -> None:
         """One level further; `bound` rises."""

@@ -22,6 +22,7 @@ from uniap_compiler.solver.exact import ExactSearch, Found, Settled, step_weight
 from uniap_compiler.solver.instance import Instance
 from uniap_compiler.solver.intervals import IntervalTable, Path
 from uniap_compiler.solver.labels import Limit, stage_time
+from uniap_compiler.solver.miqp import StageTimes
 from uniap_compiler.solver.tables import OutOfTime, StageCosts, coarse_table, fine_table, hops, in_time
 
 #: Labels per class when a plan is wanted quickly: behind coarse tables, behind fine ones.
@@ -55,7 +56,8 @@ class ChainSearch:
         settled: Settled | None = None,
         parent: ChainSearch | None = None,
     ) -> None:
-        if at.stages == 1 and at.step.any():  # one stage: c p + s is one sum
+        self.merged = at.stages == 1 and bool(at.step.any())
+        if self.merged:  # one stage: c p + s is one sum
             at = replace(at, time=at.time + at.step[:, None, :] / at.micro_batches, step=np.zeros_like(at.step))
         self.at, self.offer, self.deadline = at, offer, deadline
         self.level, self.bound, self.solved, self.stuck = 0, 0.0, False, False
@@ -76,6 +78,13 @@ class ChainSearch:
         self.first = parent is None
         if parent is not None and parent.level >= 3:  # with fewer choices, nothing gets faster
             self.table, self.floor, self.level = parent.table.of(at), parent.floor, 2
+
+    def go_on(self, work: float) -> None:
+        """Not stuck any more: so many more labels may be made."""
+        self.settled.budget.left = work
+        self.stuck = False
+        if self.exact is not None:
+            self.exact.stuck = False
 
     def refine(self, incumbent: Incumbent, matters: Incumbent | None = None) -> None:
         """One level further.
@@ -191,6 +200,17 @@ class ChainSearch:
         return [
             (i, int(a), int(b)) for i, own in enumerate(self.table.stages) for a, b in zip(own.a, own.b, strict=True)
         ]
+
+    def rows(self, threshold: float) -> StageTimes:
+        """Bounds of the tables as derived rows for the MIQP of any instance that this chain relaxes."""
+        weights = [1 / self.at.micro_batches if self.merged else 0.0, *self.table.weights]
+        self._prune(threshold)
+        entries = {}
+        for i, own in enumerate(self.table.stages):
+            least = [values.min(axis=(1, 2)).tolist() for values in (own.t, *own.sums)]
+            for a, b, *values in zip(own.a.tolist(), own.b.tolist(), *least, strict=True):
+                entries[i, a, b] = dict(zip(weights, values, strict=True))
+        return StageTimes(min(threshold, self.cutoff), entries)
 
     # -- plans ------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from uniap_compiler.solver.instance import Instance, Ints
 from uniap_compiler.solver.intervals import IntervalTable, Path
-from uniap_compiler.solver.labels import Limit, StageTime, TooManyLabels, stage_time
+from uniap_compiler.solver.labels import Budget, Limit, StageTime, TooManyLabels, stage_time
 from uniap_compiler.solver.tables import StageCosts, fine_table
 
 #: Ranges end this fraction below what was reached, so that "below" is a closed condition; bounds give it back.
@@ -33,6 +33,8 @@ REACH, FURTHER = 1e-3, 3.0
 WIDE, SHORT = 2e-3, 3e-4
 #: Weights w of once-per-step time in bounds p >= (p + w s) - w s2.
 STEP_WEIGHTS = 8
+#: Labels that a candidate may make before its MIQP is asked.
+FIRST_WORK = 5e6
 
 Key = tuple[object, ...]
 Found = list[tuple[int, int, list[int]]]
@@ -54,6 +56,7 @@ class Settled:
     known: dict[Key, list[StageTime]] = field(default_factory=dict)
     reach: dict[Key, float] = field(default_factory=dict)
     numbers: dict[bytes, int] = field(default_factory=dict)
+    budget: Budget = field(default_factory=lambda: Budget(FIRST_WORK))
 
     def number(self, content: bytes) -> int:
         return self.numbers.setdefault(content, len(self.numbers))
@@ -75,11 +78,9 @@ class ExactSearch:
         self.at, self.costs, self.deadline, self.offer = table.at, costs, deadline, offer
         self.rounds = table.at.micro_batches - 1.0
         self.base, self.floor = table.timed(), floor
-        self.lines = {
-            w: fine_table(self.at, {w: own}, self.base, True, deadline) for w, own in costs.items() if w > 0
-        }
+        self.lines = {w: fine_table(self.at, {w: own}, self.base, True, deadline) for w, own in costs.items() if w > 0}
         self.solved, self.stuck, self.near = False, False, NEAR
-        self.known, self.reach = settled.known, settled.reach
+        self.known, self.reach, self.budget = settled.known, settled.reach, settled.budget
         self.places: dict[Key, list[tuple[int, int]]] = {}
         self.contents = _contents(self.at, settled)
         for i, own in enumerate(self.base.stages):
@@ -193,7 +194,7 @@ class ExactSearch:
         entry = np.zeros(self.at.classes) if i == 0 else None  # nothing comes before: any first class will do
         costs = [stages[i] for stages in self.costs.values()]
         try:
-            found = stage_time(self.at, i, a, b, costs, limit, entry, deadline=self.deadline)
+            found = stage_time(self.at, i, a, b, costs, limit, entry, deadline=self.deadline, budget=self.budget)
         except TooManyLabels:
             self.stuck = time.monotonic() <= self.deadline
             return False

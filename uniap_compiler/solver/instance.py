@@ -174,17 +174,13 @@ def _choices(problem: Problem, candidate: Candidate, ties: list[list[int]]) -> l
 
 def dominated(layout: Ints, allowed: Bools, *tables: Floats) -> Bools:
     """Strategies that another one of the same class beats or equals in every table (of equal ones the first stays)."""
-    costs = np.concatenate([table.reshape(-1, len(layout)) for table in tables])
     gone = np.zeros(len(layout), dtype=bool)
-    for k in np.flatnonzero(allowed):
-        rivals = allowed & ~gone & (layout == layout[k])
-        rivals[k] = False
-        others = np.flatnonzero(rivals)
-        if len(others) == 0:
-            continue
-        weak = np.all(costs[:, others] <= costs[:, [k]], axis=0)
-        strict = np.any(costs[:, others] < costs[:, [k]], axis=0)
-        gone[k] = bool(np.any(weak & (strict | (others < k))))
+    left = np.flatnonzero(allowed)
+    costs = np.concatenate([table.reshape(-1, len(layout)) for table in tables])[:, left]
+    weak = np.logical_and.reduce(costs[:, :, None] <= costs[:, None, :], axis=0)  # rival, strategy
+    weak &= layout[left][:, None] == layout[left]
+    earlier = left[:, None] < left
+    gone[left] = np.any(weak & (~weak.T | earlier), axis=0)  # no worse, and better somewhere or earlier
     return gone
 
 

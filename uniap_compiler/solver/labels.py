@@ -19,17 +19,36 @@ from uniap_compiler.solver.instance import Bools, Floats, Instance, Ints
 from uniap_compiler.solver.intervals import Options
 from uniap_compiler.solver.tables import ROOM, StageCosts
 
-MOST_LABELS = 40_000
+#: Labels that one layer may have, and how many times as many may be made for one interval.
+MOST_LABELS, MOST_WORK = 40_000, 100
 #: How many ceilings a beam follows, and how many pairs of a weight and a multiplier a label is tested with.
 BEAM_CEILINGS, TESTS = 2, 12
+#: Ceilings are judged together in at most so many ranges; how many may be left one by one.
+MOST_RANGES, MOST_CEILINGS = 24, 96
 #: Two labels count as equal within this fraction of the cap and of the memory: orders of summation differ.
 SAME_TIME, SAME_MEMORY = 1e-12, 2e-15
 #: Limits are raised by this fraction against rounding.
 SLACK = 1 + 1e-11
 
 
+#: Bounds that cost as much as one label.
+PER_LABEL = 4
+
+
 class TooManyLabels(Exception):
     """The interval is too hard for labels; its lower bound stands."""
+
+
+@dataclass
+class Budget:
+    """How many more labels may be made; the same everywhere, unlike seconds."""
+
+    left: float
+
+    def spend(self, count: int) -> None:
+        if count > self.left:
+            raise TooManyLabels
+        self.left -= count
 
 
 @dataclass(frozen=True)
@@ -92,22 +111,21 @@ def stage_time(
     beam: int | None = None,
     most: int = MOST_LABELS,
     deadline: float = np.inf,
+    budget: Budget | None = None,
 ) -> StageTime:
     """The least times of stage i over layers a..b within the limit. `costs`: several weights bound completions.
 
     With `entry[q]`, seconds paid on entering in class q, the first class is no longer told apart (it is 0 everywhere).
     With `beam` only that many labels per class survive: the times are attained, but may not be the least.
     """
-    ceilings = costs[0].ceilings(a, b)
     useful = [own for own in costs if own.weight == limit.weight or np.isfinite(limit.step)]
-    bounds = [_Completion(at, a, b, own, limit, ceilings, entry) for own in useful]
-    hopeful = np.flatnonzero(np.logical_and.reduce([bound.root() <= bound.slack for bound in bounds]))
-    if beam is not None:
-        hopeful = hopeful[np.argsort(bounds[-1].root()[hopeful], kind="stable")[:BEAM_CEILINGS]]
+    if budget is None or beam is not None:
+        budget = Budget(np.inf if beam is not None else most * MOST_WORK)
+    bounds, hopeful = _hopeful_ceilings(at, a, b, useful, limit, entry, beam, budget)
     trails: list[list[tuple[Ints, Ints]]] = []
     finals: list[Labels] = []
     for j in hopeful:
-        found = _under_ceiling(at, i, a, b, int(j), bounds, entry, beam, most, deadline)
+        found = _under_ceiling(at, i, a, b, int(j), bounds, entry, beam, most, budget, deadline)
         if found is not None:
             trails.append(found[0])
             finals.append(found[1])
@@ -126,8 +144,46 @@ def stage_time(
 def least_possible(at: Instance, a: int, b: int, costs: StageCosts) -> float:
     """A bound on time + w step of layers a..b, by (13) for every ceiling of the working set; infinite if none fits."""
     none = np.zeros(at.classes)
-    roots = _Completion(at, a, b, costs, Limit(np.inf, none, none), costs.ceilings(a, b), None).root()
+    lows, highs = _ranges(costs.ceilings(a, b), MOST_RANGES)
+    roots = _Completion(at, a, b, costs, Limit(np.inf, none, none), lows, highs, None).root()
     return max(0.0, float(roots.min()))
+
+
+def _hopeful_ceilings(
+    at: Instance,
+    a: int,
+    b: int,
+    costs: list[StageCosts],
+    limit: Limit,
+    entry: Floats | None,
+    beam: int | None,
+    budget: Budget,
+) -> tuple[list[_Completion], Ints]:
+    """The ceilings under which the limit may be met: ranges of them are judged together, and split while they may."""
+    values = costs[0].ceilings(a, b)
+    lows, highs = _ranges(values, MOST_RANGES)
+    while True:
+        bounds = [_Completion(at, a, b, own, limit, lows, highs, entry) for own in costs]
+        budget.spend(len(bounds) * bounds[0].rest.size // PER_LABEL)
+        hopeful = np.flatnonzero(np.logical_and.reduce([bound.root() <= bound.slack for bound in bounds]))
+        if beam is not None:
+            hopeful = hopeful[np.argsort(bounds[-1].root()[hopeful], kind="stable")[:BEAM_CEILINGS]]
+        if np.all(lows[hopeful] == highs[hopeful]):
+            return bounds, hopeful
+        inside = [values[(values >= lows[j]) & (values <= highs[j])] for j in hopeful]
+        if sum(len(part) for part in inside) <= MOST_CEILINGS:
+            lows = highs = np.concatenate(inside)
+            continue
+        if 2 * len(inside) > MOST_CEILINGS:
+            raise TooManyLabels
+        parts = [_ranges(part, max(2, MOST_RANGES // len(inside))) for part in inside]
+        lows, highs = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
+
+
+def _ranges(values: Floats, most: int) -> tuple[Floats, Floats]:
+    """Ascending values in at most so many runs: the least and the greatest of each."""
+    parts = np.array_split(values, min(len(values), most))
+    return np.array([part[0] for part in parts]), np.array([part[-1] for part in parts])
 
 
 def _under_ceiling(
@@ -140,11 +196,12 @@ def _under_ceiling(
     entry: Floats | None,
     beam: int | None,
     most: int,
+    budget: Budget,
     deadline: float,
 ) -> tuple[list[tuple[Ints, Ints]], Labels] | None:
     """Labels of the last layer under ceiling j, and the trail to them; None when nothing meets the limits."""
     costs = bounds[0].costs
-    ceiling = float(bounds[0].ceilings[j])
+    ceiling = float(bounds[0].highs[j])
     choices = costs.choices(ceiling)
     test = _Test(bounds, j)
     steps = _least_steps(at, a, b, choices) if np.isfinite(bounds[0].limit.step) else None
@@ -152,6 +209,7 @@ def _under_ceiling(
     labels = None
     for u in range(a, b + 1):
         k = choices[int(at.kind[u])]
+        budget.spend((1 if labels is None else len(labels)) * len(k))
         labels = _first(at, i, a, k, entry) if labels is None else _extend(at, i, u, k, labels)
         if steps is not None:
             labels = labels.take(labels.step <= bounds[0].limit.step * SLACK - steps[u - a])
@@ -202,18 +260,29 @@ def _least_steps(at: Instance, a: int, b: int, choices: list[Ints]) -> Floats:
 
 
 class _Completion:
-    """Bounds on what layers u+1..b still cost, for every ceiling, multiplier and class of u; `after` included."""
+    """Bounds on what layers u+1..b still cost, for every ceiling, multiplier and class of u; `after` included.
+
+    A ceiling is one value, or anything from `lows` to `highs`.
+    """
 
     def __init__(
-        self, at: Instance, a: int, b: int, costs: StageCosts, limit: Limit, ceilings: Floats, entry: Floats | None
+        self,
+        at: Instance,
+        a: int,
+        b: int,
+        costs: StageCosts,
+        limit: Limit,
+        lows: Floats,
+        highs: Floats,
+        entry: Floats | None,
     ) -> None:
-        self.at, self.a, self.costs, self.limit, self.ceilings = at, a, costs, limit, ceilings
+        self.at, self.a, self.costs, self.limit, self.lows, self.highs = at, a, costs, limit, lows, highs
         self.slack = limit.slack(costs.weight)
         start_cost = limit.before if entry is None else entry
         self.before = limit.before if entry is None else np.zeros_like(limit.before)  # in the labels already
-        least = costs.under(ceilings)  # ceiling, l (the last: memory), kind, class
+        least = costs.under(highs)  # ceiling, l (the last: memory), kind, class
         Q = at.classes
-        self.rest = np.zeros((b - a + 1, len(ceilings), least.shape[1], Q))
+        self.rest = np.zeros((b - a + 1, len(highs), least.shape[1], Q))
         self.rest[-1, :, :-1] = limit.after
         for u in range(b - 1, a - 1, -1):
             ahead = least[:, :, at.kind[u + 1]] + self.rest[u + 1 - a]  # ceiling, l, class of u+1
@@ -221,7 +290,7 @@ class _Completion:
             self.rest[u - a, :, :-1] = (ahead[:, :-1, None, :] + step).min(axis=3)
             self.rest[u - a, :, -1] = ahead[:, -1].min(axis=1)[:, None]
         start = least[:, :, at.kind[a]] + self.rest[0]
-        room = costs.limit - ceilings
+        room = costs.limit - lows
         values = (start[:, :-1] + start_cost).min(axis=2) - costs.multipliers * room[:, None]  # ceiling, l
         values[start[:, -1].min(axis=1) > room + costs.limit * (ROOM - 1)] = np.inf
         self.values = values
@@ -237,7 +306,7 @@ class _Test:
     def __init__(self, bounds: list[_Completion], j: int) -> None:
         own = bounds[0]
         self.a, self.classes, self.before = own.a, own.at.classes, own.before
-        self.room = own.costs.limit - float(own.ceilings[j])
+        self.room = own.costs.limit - float(own.lows[j])
         self.fits = self.room + own.costs.limit * (ROOM - 1)
         self.memory = own.rest[:, j, -1]
         pairs = [(bound, n) for bound in bounds for n in range(len(bound.costs.multipliers))]

@@ -10,15 +10,18 @@ z[u,i,j,q,r] over layout classes. Rows carry the number of their equation: `eq5_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mip
 import numpy as np
 
+from uniap_compiler.solver.bounds import closed_form
 from uniap_compiler.solver.instance import Instance
 from uniap_compiler.solver.plan import Plan
+from uniap_compiler.solver.problem import Value
 
 Terms = list[tuple[Any, float]]
 
@@ -38,10 +41,14 @@ class StageTimes:
 
 @dataclass
 class Miqp:
-    """The emitted model and the handles needed to start it and to read its solution."""
+    """The emitted model and the handles needed to start it and to read its solution.
+
+    `instance` has its times in units of `unit` seconds: solvers compare objectives with absolute tolerances.
+    """
 
     instance: Instance
     model: Any
+    unit: float = 1.0
     y: dict[tuple[int, int, int], Any] = field(default_factory=dict)
     z: dict[tuple[int, int, int, int, int], Any] = field(default_factory=dict)
     w: dict[tuple[int, int, int, int, int], Any] = field(default_factory=dict)
@@ -137,9 +144,28 @@ def build_miqp(at: Instance, backend: str, derived: StageTimes | None = None) ->
     """Emit the model of one candidate; `derived` adds the interval rows (D1)-(D3)."""
     model = mip.Model(name=f"uniap_D{at.stages}_c{at.micro_batches}", sense=mip.MINIMIZE, solver_name=backend.upper())
     model.verbose = 0
-    out = Miqp(at, model)
-    _Builder(at, out, derived).build()
+    unit = _unit(closed_form(at))
+    out = Miqp(_in_units(at, unit), model, unit)
+    _Builder(out.instance, out, derived).build()
     return out
+
+
+def _unit(objective: float) -> float:
+    """A power of two, so that nothing rounds, of which an objective has about 10,000."""
+    return 2.0 ** round(math.log2(objective / 1e4)) if 0 < objective < math.inf else 1.0
+
+
+def _in_units(at: Instance, unit: float) -> Instance:
+    values = [Value(v.source, v.readers, (np.asarray(v.reshard) / unit).tolist(), v.transfer / unit) for v in at.values]
+    return replace(
+        at,
+        time=at.time / unit,
+        step=at.step / unit,
+        reshard=at.reshard / unit,
+        transfer=at.transfer / unit,
+        crossing=at.crossing / unit,
+        values=values,
+    )
 
 
 class _Builder:
@@ -327,7 +353,7 @@ class _Builder:
             out.interval[i, a, b] = var
             holds[i].append((var, 1.0))
             for weight, value in seconds.items():
-                least[i].setdefault(weight, []).append((var, -value))
+                least[i].setdefault(weight, []).append((var, -value / out.unit))
             for u in range(a, b + 1):
                 covering.setdefault((u, i), []).append((var, -1.0))
         for i in range(at.stages):

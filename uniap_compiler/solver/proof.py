@@ -124,6 +124,7 @@ def close(
     gap: float,
     seconds: float,
     write_lp: str | Path | None = None,
+    nodes: int | None = None,
 ) -> Closed:
     """Solve the MIQP of one candidate, started from `plan` when it is a plan of this candidate."""
     if derived is not None and _unreachable(at, derived):
@@ -136,7 +137,7 @@ def close(
         write(miqp, write_lp)
     if plan is not None and plan.candidate == at.index:
         miqp.start(plan)
-    outcome = solvers.run(miqp, backend, gap, seconds - (time.monotonic() - began))
+    outcome = solvers.run(miqp, backend, gap, seconds - (time.monotonic() - began), nodes)
     bound = outcome.bound if derived is None else min(outcome.bound, derived.threshold)
     return Closed(bound, miqp.read() if outcome.found else None, derived)
 

@@ -12,20 +12,25 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from uniap_compiler.solver.bounds import closed_form
 from uniap_compiler.solver.branch import Node, Pool
 from uniap_compiler.solver.chain import BELOW
 from uniap_compiler.solver.evaluate import evaluate
+from uniap_compiler.solver.exact import FIRST_WORK
 from uniap_compiler.solver.instance import Instance, build_instance
 from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.problem import Problem
+from uniap_compiler.solver.proof import close, remaining
 
 Progress = Callable[[dict[str, Any]], None]
 
-#: Nodes of one sweep before the MIQP takes over.
-MOST_NODES = 4000
+#: Nodes of one sweep before the MIQP takes over, and of one candidate before its MIQP is asked.
+MOST_NODES, MANY_NODES = 4000, 100
+#: A candidate that labels cannot finish: nodes of its MIQP, round by round, and MORE times as many labels after each.
+MIQP_NODES, MORE = (300, 3000), 4.0
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Swept:
     bound_elsewhere: float
     closed: dict[int, float]
     unfinished: dict[int, float] = field(default_factory=dict)
+    miqp: dict[int, float] = field(default_factory=dict)
     nodes: int = 0
     stopped: bool = False
 
@@ -51,10 +57,14 @@ class Sweep:
         gap: float,
         deadline: float = math.inf,
         progress: Progress | None = None,
+        backend: str = "cbc",
+        write_lp: str | Path | None = None,
     ) -> None:
+        self.backend, self.write_lp = backend, write_lp
         self.problem, self.deadline, self.progress = problem, deadline, progress
         self.began = time.monotonic()
         self.instances: dict[int, Instance] = {n: build_instance(problem, n) for n in indices}
+        self.gap = gap
         self.pool = Pool(0.5 * gap, self._offer)
         self.best: Plan | None = None
         self.roots: dict[int, Node] = {}
@@ -74,18 +84,33 @@ class Sweep:
                 queue.append((closed[n], n, out.nodes, self.roots[n]))
                 out.nodes += 1
         heapq.heapify(queue)
+        count, rounds = dict.fromkeys(self.roots, 1), dict.fromkeys(self.roots, 0)
         while queue and not self.pool.excludes(queue[0][0]):
             if time.monotonic() > self.deadline or out.nodes > MOST_NODES:
                 out.stopped = True
                 break
             _, n, serial, node = heapq.heappop(queue)
-            if node.stuck:
-                out.unfinished[n] = min(out.unfinished.get(n, math.inf), node.bound)
+            if node.stuck or count[n] > MANY_NODES * 4 ** rounds[n]:
+                if rounds[n] == len(MIQP_NODES) and node.stuck:
+                    out.unfinished[n] = min(out.unfinished.get(n, math.inf), node.bound)
+                    continue
+                if rounds[n] < len(MIQP_NODES):
+                    out.miqp[n] = max(self._by_miqp(n, MIQP_NODES[rounds[n]]), out.miqp.get(n, 0.0))
+                    rounds[n] += 1
+                    if self.pool.excludes(out.miqp[n]):
+                        queue = [entry for entry in queue if entry[1] != n]
+                        heapq.heapify(queue)
+                        out.bound_elsewhere = min(out.bound_elsewhere, out.miqp[n])
+                        continue
+                node.go_on(FIRST_WORK * MORE ** rounds[n])
+                node.bound = max(node.bound, out.miqp[n])
+                heapq.heappush(queue, (node.bound, n, serial, node))
                 continue
             if node.solved:
                 for child in node.branch():
                     heapq.heappush(queue, (child.bound, n, out.nodes, child))
                     out.nodes += 1
+                    count[n] += 1
                 continue
             node.refine()
             self._report(queue, node)
@@ -101,6 +126,17 @@ class Sweep:
         out.bound_elsewhere = min(out.bound_elsewhere, self.pool.threshold() * (1 - 4 * BELOW))
         out.bound = min([out.bound_elsewhere, *out.unfinished.values()])
         return out
+
+    def _by_miqp(self, n: int, nodes: int) -> float:
+        """A bound for candidate n by its MIQP, with the tables of its root as derived rows."""
+        rows = self.roots[n].rows(self.pool.threshold())
+        seconds = remaining(self.deadline, math.inf)
+        closed = close(self.instances[n], rows, self.best, self.backend, 0.1 * self.gap, seconds, self.write_lp, nodes)
+        if closed.plan is not None:
+            plan = make_plan(self.problem, n, *closed.plan)
+            if plan is not None:
+                self.offer(plan)
+        return closed.bound
 
     def _offer(self, index: int, stage: list[int], strategy: list[int], objective: float) -> None:
         if objective < self.pool.value:

@@ -22,7 +22,10 @@ ROOM = 1 + 1e-12
 #: Lower bounds give this back for the rounding of their sums.
 BELOW = 1 - 1e-11
 MOST_MULTIPLIERS = 20
-MOST_RANGES = 7
+#: Ranges of working sets, made from at most so many runs of values.
+MOST_RANGES, MOST_VALUES = 7, 60
+#: Least costs under ceilings are kept for so many sets of ceilings.
+MOST_KEPT = 60
 
 
 class OutOfTime(Exception):
@@ -60,10 +63,13 @@ class StageCosts:
             cost = self.time + self.multipliers[:, None, None] * self.memory  # l, kind, k
             cost = np.concatenate([cost, self.memory[None]])
             allowed = at.allowed & (at.workspace <= ceilings[:, None, None])  # ceiling, kind, k
-            cost = np.where(allowed[:, None], cost, np.inf)
-            self._least[key] = np.stack(
-                [np.min(cost, axis=3, initial=np.inf, where=at.layout == q) for q in range(at.classes)], axis=3
-            )
+            if len(self._least) >= MOST_KEPT:
+                self._least.clear()
+            least = np.empty((len(ceilings), *cost.shape[:2], at.classes))
+            for q in range(at.classes):
+                own = np.flatnonzero(at.layout == q)
+                least[..., q] = np.where(allowed[:, None, :, own], cost[:, :, own], np.inf).min(axis=3)
+            self._least[key] = least
         return self._least[key]
 
     def ceilings(self, a: int, b: int) -> Floats:
@@ -87,7 +93,7 @@ class StageCosts:
 def working_sets(at: Instance) -> list[tuple[float, float]]:
     """Ranges (least, greatest) that together hold every working set of the strategies left: neighbours are merged."""
     values = np.unique(at.workspace[at.allowed])
-    ranges = [(float(value), float(value)) for value in values]
+    ranges = [(float(part[0]), float(part[-1])) for part in np.array_split(values, min(len(values), MOST_VALUES))]
     while len(ranges) > MOST_RANGES:
         n = min(range(len(ranges) - 1), key=lambda n: ranges[n + 1][1] - ranges[n][0])
         ranges[n : n + 2] = [(ranges[n][0], ranges[n + 1][1])]

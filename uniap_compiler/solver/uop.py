@@ -91,9 +91,11 @@ class _Run:
 
     def __post_init__(self) -> None:
         indices = list(range(len(self.problem.candidates)))
-        self.sweep = Sweep(self.problem, indices, self.gap, self.deadline, self.progress)
+        self.sweep = Sweep(self.problem, indices, self.gap, self.deadline, self.progress, self.backend, self.write_lp)
         self.swept = self.sweep.run()
         self.proof = {"sweep": "stopped" if self.swept.stopped else "complete", "nodes": self.swept.nodes}
+        if self.swept.miqp:
+            self.proof["miqp"] = {str(n): bound for n, bound in sorted(self.swept.miqp.items())}
 
     @property
     def plan(self) -> Plan:
@@ -110,7 +112,8 @@ class _Run:
                 continue
             seconds = remaining(self.deadline, MIQP_SECONDS)
             at = self.sweep.instances[n]
-            closed = close(at, None, swept.best, self.backend, 0.5 * self.gap, seconds, self.write_lp)
+            rows = self.sweep.roots[n].rows(self.sweep.pool.threshold())
+            closed = close(at, rows, swept.best, self.backend, 0.5 * self.gap, seconds, self.write_lp)
             swept.unfinished[n] = max(least, closed.bound)
             self._take(n, closed)
             self.proof.setdefault("miqp", {})[str(n)] = closed.bound if math.isfinite(closed.bound) else None
