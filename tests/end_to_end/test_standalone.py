@@ -123,3 +123,14 @@ def test_the_wrong_number_of_ranks(machine: Path) -> None:
     assert done.returncode != 0
     assert "error: this bundle is for 4 ranks, 2 were started" in done.stderr
     assert "help: torchrun --nproc-per-node 4 shipped/train.py" in done.stderr
+
+
+@pytest.mark.timeout(200)
+def test_data_with_a_token_that_the_model_does_not_have(machine: Path) -> None:
+    (machine / "bad.py").write_text(
+        "import torch\n\n\ndef windows(batch_size):\n"
+        "    yield {'tokens': torch.zeros(batch_size, 32, dtype=torch.long)}, torch.full((batch_size, 32), 256)\n"
+    )
+    done = torchrun(machine, "--data", "bad.py:windows", "--steps", "1", expect=1)
+    assert "error: step 1, forward 0: index 256 is out of bounds" in done.stderr
+    assert "help: is there a token or a class that the model does not have?" in done.stderr

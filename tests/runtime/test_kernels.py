@@ -187,6 +187,17 @@ def test_a_row_without_keys_gives_zeros():
         assert all(x.isfinite().all() for x in grads)
 
 
+@pytest.mark.parametrize("wrong", [6, -1])
+@pytest.mark.parametrize("ignore", [None, -100])
+def test_a_class_that_does_not_exist_is_an_error(wrong, ignore):
+    logits, target = torch.randn(3, 6), torch.tensor([0, wrong, 5])
+    for kernel in (nn.pick, nn.cross_entropy):
+        with pytest.raises((IndexError, RuntimeError), match="out of (bounds|range)"):
+            kernel(logits, target, ignore_index=ignore)
+    with pytest.raises((IndexError, RuntimeError), match="out of (bounds|range)"):
+        nn.embedding(logits.t(), target)
+
+
 @pytest.mark.parametrize("ignore", [-100, 2])
 @pytest.mark.parametrize("shape", [(7,), (2, 3)])
 def test_cross_entropy_of_split_classes(ignore, shape):

@@ -3,7 +3,8 @@
     h = nn.contract(x, w, equation="b s k, n k -> b s n")
     y = nn.pick(logits, target, ignore_index=-100, offset=4096)     # this rank holds classes 4096, 4097, ...
 
-`offset` is where the local slice of a split class or vocabulary dim begins; what lies outside gives 0.
+`offset` is where the local slice of a split class or vocabulary dim begins; what lies outside gives 0.  Without one the
+dim is whole, and a class out of range is an error of the data.
 REPLACED: aten ops that generated code calls through this module because torch's own is wrong for some strides.
 """
 
@@ -31,23 +32,23 @@ def sum_exp(logits: Tensor, maximum: Tensor) -> Tensor:
     return (logits - maximum.unsqueeze(-1)).exp_().sum(-1)
 
 
-def _local(target: Tensor, classes: int, ignore_index: int | None, offset: int) -> tuple[Tensor, Tensor]:
+def _local(target: Tensor, classes: int, ignore_index: int | None, offset: int | None) -> tuple[Tensor, Tensor]:
     """The target within the local slice (0 where outside), and whether it is inside and counts."""
-    local = target - offset if offset else target
-    inside = (local >= 0) & (local < classes)
-    if ignore_index is not None:
-        inside &= target != ignore_index
-    return local.masked_fill(~inside, 0), inside
+    inside = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
+    if offset is not None:
+        target = target - offset
+        inside &= (target >= 0) & (target < classes)
+    return target.masked_fill(~inside, 0), inside
 
 
-def pick(logits: Tensor, target: Tensor, *, ignore_index: int | None = None, offset: int = 0) -> Tensor:
+def pick(logits: Tensor, target: Tensor, *, ignore_index: int | None = None, offset: int | None = None) -> Tensor:
     """logits[target - offset] along the last dim; 0 where the target is ignored or outside the local slice."""
     local, inside = _local(target, logits.shape[-1], ignore_index, offset)
     return logits.gather(-1, local.unsqueeze(-1)).squeeze(-1).masked_fill(~inside, 0.0)
 
 
 def pick_backward(
-    grad: Tensor, target: Tensor, *, num_classes: int, ignore_index: int | None = None, offset: int = 0
+    grad: Tensor, target: Tensor, *, num_classes: int, ignore_index: int | None = None, offset: int | None = None
 ) -> Tensor:
     local, inside = _local(target, num_classes, ignore_index, offset)
     result = grad.new_zeros((*target.shape, num_classes))
@@ -62,8 +63,9 @@ def cross_entropy(logits: Tensor, target: Tensor, *, ignore_index: int | None = 
 
 
 def cross_entropy_backward(
-    grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *, ignore_index: int | None = None, offset: int = 0
-) -> Tensor:
+    grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, *, ignore_index: int | None = None,
+    offset: int | None = None,
+) -> Tensor:  # fmt: skip
     """(softmax - onehot) * grad: grad is that of the loss per item, ignored items give 0."""
     if ignore_index is not None:
         grad = grad.masked_fill(target == ignore_index, 0.0)
@@ -75,8 +77,7 @@ def cross_entropy_backward(
 
 
 def embedding(weight: Tensor, indices: Tensor, *, padding_idx: int = -1, offset: int | None = None) -> Tensor:
-    """weight[indices].  With an offset the weight is a slice of the rows, and rows outside it give 0; without one
-    an index out of range is an error of the data.  (padding_idx matters in backward only.)"""
+    """weight[indices].  (padding_idx matters in backward only.)"""
     if offset is None:
         result: Tensor = aten.embedding.default(weight, indices)
         return result

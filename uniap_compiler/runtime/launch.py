@@ -169,7 +169,15 @@ def _steps(bundle: Bundle, training: Training, stream: data.Stream, done: int, o
     for step in range(done + 1, options.steps + 1):
         start = time.perf_counter()
         batch = data.next_batch(stream, bundle.manifest, wanted)
-        result = training.step([{p: x.to(training.comm.device) for p, x in m.items()} for m in batch])
+        try:
+            result = training.step([{p: x.to(training.comm.device) for p, x in m.items()} for m in batch])
+        except (IndexError, RuntimeError) as error:
+            if "out of range" not in str(error) and "out of bounds" not in str(error):
+                raise
+            told = str(error).splitlines()[0]
+            raise BundleError(
+                f"step {step}, {training.loop.at}: {told}", "is there a token or a class that the model does not have?"
+            ) from error
         if metrics is not None:
             line = metrics.record(step, result.loss, result.grad_norm, time.perf_counter() - start)
             if options.log_every and (step % options.log_every == 0 or step == options.steps):
