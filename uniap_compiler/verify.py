@@ -13,7 +13,6 @@ float32 there is a second allowance, measured: three times what the unsharded mo
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from .capture import TrainingTask
 from .capture.autocast import regions_on_this_machine
 from .capture.batch import leaves, rows
 from .capture.capture import converted
+from .capture.copies import copied
 from .capture.export import Step
 from .capture.fake import with_memory, without_data
 from .capture.precision import promoted
@@ -207,10 +207,14 @@ def run_reference(
             torch_optimizer.zero_grad(set_to_none=True)
             total = 0.0
             for m, key in enumerate(Randomness().keys(n, micro_batches)):
-                with EagerDraws(key) as draws:
-                    loss = step(*(_micro_batch(x, m, micro_batches, dtype) for _, x in batch)) / micro_batches
-                _check_draws(draws.sites, manifest)
-                loss.backward()
+                try:
+                    with EagerDraws(key) as draws:
+                        loss = step(*(_micro_batch(x, m, micro_batches, dtype) for _, x in batch)) / micro_batches
+                    _check_draws(draws.sites, manifest)
+                    loss.backward()
+                except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    raise Diagnostic(f"the model itself fails under eager autograd: {reason}") from error
                 masters.collect()
                 total += float(loss.detach())
             losses.append(total)
@@ -233,8 +237,8 @@ def _check_draws(sites: int, manifest: Mapping[str, Any]) -> None:
 
 
 def _copied(task: TrainingTask) -> TrainingTask:
-    loss = copy.deepcopy(task.loss) if isinstance(task.loss, torch.nn.Module) else task.loss
-    return replace(task, model=copy.deepcopy(task.model), loss=loss)
+    loss = copied(task.loss) if isinstance(task.loss, torch.nn.Module) else task.loss
+    return replace(task, model=copied(task.model), loss=loss)
 
 
 def _plain(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
@@ -245,7 +249,7 @@ def _plain(named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
 def _micro_batch(x: Tensor, m: int, count: int, dtype: torch.dtype) -> Tensor:
     size = x.shape[0] // count
     part = x[m * size : (m + 1) * size]
-    return part.to(dtype) if part.is_floating_point() else part
+    return part.to(dtype, copy=True) if part.is_floating_point() else part.clone()  # forward may change it in place
 
 
 def _load(step: Step, initial: Tensors) -> None:

@@ -118,6 +118,7 @@ def _record(func: Func, batch: int) -> _Recording:
                     _register_nodes(r, op.loc, origin)
                 for recorded in recorder.ops[mark:]:
                     locs.update((v, op.loc) for v in recorded.results)
+            outputs = _distinct([env[v] if v is not None else None for v in func.returns], params, recorder)
             split = len(recorder.ops)
             phase["backward"] = True
             kinds = result_kinds(func)
@@ -126,25 +127,24 @@ def _record(func: Func, batch: int) -> _Recording:
             differentiable = [
                 i
                 for i, v in enumerate(func.returns)
-                if v is not None and kinds[i] == "value" and wanted[i] and env[v].requires_grad
+                if v is not None and kinds[i] == "value" and wanted[i] and outputs[i].requires_grad
             ]
             leaves = [t for t in inputs if t.requires_grad]
             tangents: list[Any] = []
             for i in differentiable:
-                out = func.returns[i]
-                assert out is not None
+                out = recorder.value_of(outputs[i])
                 with _paused(recorder):
-                    tangent = torch.empty_like(env[out], requires_grad=False)
+                    tangent = torch.empty_like(outputs[i], requires_grad=False)
                 value = Value(namer(f"d.{out.name}"), _static(out, batch), {"role": "tangent", "of": out.name})
                 params.append(value)
                 recorder.bind(tangent, value)
                 tangents.append(tangent)
             grads: tuple[Any, ...] = ()
             if leaves and differentiable:
-                outs = [env[func.returns[i]] for i in differentiable]  # type: ignore[index]
+                outs = [outputs[i] for i in differentiable]
                 grads = torch.autograd.grad(outs, leaves, tangents, allow_unused=True)
         by_leaf = dict(zip(map(id, leaves), grads))
-        returns: list[Value | None] = [recorder.value_of(env[v]) if v is not None else None for v in func.returns]
+        returns: list[Value | None] = [recorder.value_of(t) if t is not None else None for t in outputs]
         for t in inputs:
             grad = by_leaf.get(id(t))
             returns.append(recorder.value_of(grad) if grad is not None else None)
@@ -152,6 +152,22 @@ def _record(func: Func, batch: int) -> _Recording:
     return _Recording(
         Func(func.name, params, recorder.ops, returns, dict(func.attrs)), split, len(func.returns), differentiable
     )
+
+
+def _distinct(outputs: list[Any], params: list[Value], recorder: Recorder) -> list[Any]:
+    """Results that are one value (x and x.detach()), or a param, become values of their own.
+
+    A tangent names its result, and a gradient its param: what shares a name would share the gradient too.
+    """
+    taken = set(params)
+    found = []
+    for tensor in outputs:
+        if tensor is not None and recorder.value_of(tensor) in taken:
+            tensor = recorder.twin(tensor)
+        if tensor is not None:
+            taken.add(recorder.value_of(tensor))
+        found.append(tensor)
+    return found
 
 
 def _static(value: Value, batch: int) -> Any:

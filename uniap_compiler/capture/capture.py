@@ -6,7 +6,6 @@ func @main(%batch.0: tensor<Bx64xf32> {role = "input", path = "batch.0"}, %up.we
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,15 @@ from uniap_compiler.ir import Atom, ConstantStore, Diagnostic, Func, Module, Str
 from uniap_compiler.ir.ops import is_own
 
 from .batch import example_rows, leaves, rebuild
+from .copies import copied
 from .dtypes import explicit_dtypes
-from .export import export, user_line
+from .export import Step, export
 from .fake import faked, is_fake
 from .fold import drop_identities, fold_constants, store_constants
 from .from_fx import Graph, from_fx
+from .places import user_line
 from .precision import promoted
+from .state import check_hooks, check_numbers, holding, numbers
 from .task import Optimizer, TrainingTask
 
 log = logging.getLogger(__name__)
@@ -51,7 +53,8 @@ def capture(
     inputs = [*leaves(task.batch, "batch"), *leaves(task.targets, "targets")]
     example_rows(inputs)
     wanted = _dtype(dtype)
-    if not any(p.requires_grad for p in task.model.parameters()):
+    check_hooks(Step(task))
+    if not any(p.requires_grad for p in Step(task).parameters()):
         raise Diagnostic("no parameter of the model needs a gradient", help="there is nothing to train")
     own = next((p.dtype for p in task.model.parameters() if p.is_floating_point()), torch.float32)
     if wanted is not None and wanted != own:
@@ -61,8 +64,14 @@ def capture(
     root = task.source.resolve().parent if task.source is not None else None
     paths = [path for path, _ in inputs]
     task, mode = faked(task)
+    step, graphs = Step(task), []
+    runs = [numbers(step)]
     with mode:
-        graphs = [_graph(task, batch, wanted, paths, root) for batch in BATCHES]
+        for batch in BATCHES:
+            with holding(step, runs[-1]):
+                graphs.append(_graph(step, task, batch, wanted, paths, root))
+            runs.append(step.seen.numbers)
+    check_numbers(step, runs, root)
     func = _unify(graphs[0], graphs[1])
     _locate_loss(func, task, root)
     explicit_dtypes(func)
@@ -95,10 +104,12 @@ def capture(
     return module
 
 
-def _graph(task: TrainingTask, batch: int, dtype: torch.dtype | None, paths: list[str], root: Path | None) -> Graph:
-    program, sites = export(task, batch, dtype, root)
+def _graph(
+    step: Step, task: TrainingTask, batch: int, dtype: torch.dtype | None, paths: list[str], root: Path | None
+) -> Graph:
+    program, sites = export(step, task, batch, dtype, root)
     with promoted(dtype):
-        graph = from_fx(program, paths, task.model, root)
+        graph = from_fx(program, paths, step, root)
     graph.random_sites = sites
     return graph
 
@@ -164,10 +175,10 @@ def converted(task: TrainingTask, dtype: torch.dtype) -> TrainingTask:
     def convert(t: torch.Tensor) -> torch.Tensor:
         return t.to(dtype) if t.is_floating_point() else t
 
-    loss: Any = copy.deepcopy(task.loss).to(dtype) if isinstance(task.loss, torch.nn.Module) else task.loss
+    loss: Any = copied(task.loss).to(dtype) if isinstance(task.loss, torch.nn.Module) else task.loss
     return replace(
         task,
-        model=copy.deepcopy(task.model).to(dtype),
+        model=copied(task.model).to(dtype),
         batch=rebuild(task.batch, convert),
         loss=loss,
         targets=rebuild(task.targets, convert),

@@ -55,6 +55,26 @@ def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Optional[Tensor] = None
     return y if bias is None else y + bias
 
 
+def index_put(x: Tensor, indices: Sequence[Optional[Tensor]], values: Tensor, accumulate: bool = False) -> Tensor:
+    """x[mask] = number: a choice per element, which says nothing about how many there are."""
+    mask = indices[0] if len(indices) == 1 else None
+    if mask is None or mask.dtype != torch.bool or values.numel() != 1 or accumulate:
+        return NotImplemented
+    mask = mask.view(*mask.shape, *[1] * (x.dim() - mask.dim()))
+    return torch.where(mask, values.view(()).to(x.dtype), x)
+
+
+def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
+    """[b, 2, 3] or [b, 3, 4] -> the places [b, (depth), height, width, 2 or 3] that every output element reads."""
+    axes = []
+    for n in size[2:]:
+        axis = (2 * torch.arange(n, device=theta.device, dtype=theta.dtype) + (1 - n)) / max(n - 1, 1)
+        axes.append(axis if align_corners else axis * ((n - 1) / n))
+    places = torch.meshgrid(*axes, indexing="ij")[::-1]
+    grid = torch.stack([*places, torch.ones_like(places[0])], -1).view(-1, len(axes) + 1)
+    return torch.einsum("bij,pj->bpi", theta, grid).view(size[0], *size[2:], len(axes))
+
+
 def addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: Any = 1, alpha: Any = 1) -> Tensor:
     y = torch.einsum("bmk,bkn->mn", a, b)
     return x * beta + y * alpha
@@ -114,6 +134,8 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     aten.bilinear.default: bilinear,
     aten.addbmm.default: addbmm,
     aten.addr.default: addr,
+    aten.index_put.default: index_put,
+    aten.affine_grid_generator.default: affine_grid,
     aten.pixel_shuffle.default: pixel_shuffle,
     aten.pixel_unshuffle.default: pixel_unshuffle,
     aten.channel_shuffle.default: channel_shuffle,

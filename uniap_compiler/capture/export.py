@@ -5,9 +5,8 @@ The task's model and loss become one module of flat tensor arguments, so that a 
 
 from __future__ import annotations
 
-import re
 import warnings
-from functools import lru_cache
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,18 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from uniap_compiler.ir import Diagnostic, Loc
+from uniap_compiler.ir import Diagnostic
 
 from . import batch as batches
 from .autocast import regions_for_any_device, write_casts
 from .decompositions import table
 from .functional import Capturable
+from .places import user_line
 from .precision import promoted
 from .quiet import quiet
-from .random_ops import has_rule, is_random, number
+from .random_ops import has_rule, is_random, number, without_checkpointing
+from .state import Registered, Seen, check_tensors, numbers, refused
+from .state import tensors as plain_tensors
 from .task import TrainingTask
 
 MODEL = "model"
@@ -40,8 +42,21 @@ class Step(nn.Module):
         else:
             object.__setattr__(self, "loss", task.loss)
         self._batch, self._targets = task.batch, task.targets
+        self.seen = Seen()
 
     def forward(self, *tensors: Tensor) -> Tensor:
+        buffers = [(m._buffers, name, b) for m in self.modules() for name, b in m._buffers.items()]
+        plain = plain_tensors(self)
+        with Registered(self) if torch.compiler.is_exporting() else nullcontext():
+            loss = self._loss(*tensors)
+        after = plain_tensors(self)
+        self.seen.replaced = {place for place, t in plain.items() if after.get(place) is not t}
+        self.seen.numbers = numbers(self)
+        for own, name, before in buffers:
+            _settle(own, name, before)
+        return loss
+
+    def _loss(self, *tensors: Tensor) -> Tensor:
         rest = iter(tensors)
         batch = batches.rebuild(self._batch, lambda _: next(rest))
         targets = batches.rebuild(self._targets, lambda _: next(rest))
@@ -54,6 +69,29 @@ class Step(nn.Module):
         if self.loss is not None:
             output = self.loss(output, targets)
         return loss_of(output)
+
+
+def _settle(own: dict[str, Tensor | None], name: str, before: Tensor | None) -> None:
+    """`self.ema = 0.9 * self.ema + ...` is a change of the buffer; without a gradient, which no later step can use.
+
+    A graph has changes in place only; in an eager run the old value may still be needed for backward.
+    """
+    after = own.get(name)
+    if after is before:
+        return
+    if not torch.compiler.is_exporting():
+        own[name] = after.detach() if after is not None else None
+        return
+    own[name] = before
+    if before is None:
+        return  # a cache that is filled by the first forward
+    if after is None or after.shape != before.shape or after.dtype != before.dtype:
+        kinds = [f"{list(t.shape)} of {t.dtype}" if t is not None else "nothing" for t in (before, after)]
+        raise Diagnostic(
+            f"forward changes the buffer {name} from {kinds[0]} to {kinds[1]}",
+            help="a buffer keeps its shape and dtype; pass what changes in the batch",
+        )
+    before.copy_(after.detach())
 
 
 def loss_of(output: Any) -> Tensor:
@@ -75,24 +113,30 @@ def loss_of(output: Any) -> Tensor:
 
 
 def export(
-    task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path | None
+    step: Step, task: TrainingTask, batch: int, dtype: torch.dtype | None, root: Path | None
 ) -> tuple[ExportedProgram, int]:
     """The step's graph at this batch size, composite ops and all; functional.  Raises Diagnostic.
 
-    Also how often it draws random numbers: what is drawn and not used may be missing in the graph.
+    step: of the task.  Also how often it draws random numbers: what is drawn and not used may be missing in the graph.
 
     Making a graph functional costs as much again as exporting it, so that is done only where something is mutated;
     composite ops are then taken apart in passing, else lower.py does it.
     """
-    tensors = tuple(
+    inputs = tuple(
         batches.rows(t.to(dtype) if dtype is not None and t.is_floating_point() else t, batch)
         for _, t in (*batches.leaves(task.batch, "batch"), *batches.leaves(task.targets, "targets"))
     )
-    step = Step(task)
-    with warnings.catch_warnings(), quiet(), promoted(dtype), Capturable(), regions_for_any_device():
+    before = plain_tensors(step)
+    with ExitStack() as stack:
+        for context in (
+            warnings.catch_warnings(), quiet(), promoted(dtype), Capturable(), without_checkpointing(),
+            regions_for_any_device(), refused(root),
+        ):  # fmt: skip
+            stack.enter_context(context)
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(step, tensors, strict=False)
+            program = torch.export.export(step, inputs, strict=False)
+            check_tensors(step, before, step.seen.replaced, program.constants, root)
             _check(program, root)
             write_casts(program, lambda node: user_line(node.meta.get("stack_trace") or "", root))
             sites = number(program.graph_module)
@@ -127,44 +171,6 @@ def failure(error: Exception, batch: int, root: Path | None) -> Diagnostic:
     )
 
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
-_TORCH = str(Path(torch.__file__).parent)
-_OURS = str(Path(__file__).parent.parent)
-
-
-def user_line(trace: str, root: Path | None, module: str = "") -> Loc | None:
-    """The innermost frame that is neither torch's nor ours, else the innermost of torch's modules."""
-    place = _innermost(trace, root)
-    return Loc(*place, module) if place is not None else None
-
-
-@lru_cache(maxsize=4096)  # equal layers have equal traces
-def _innermost(trace: str, root: Path | None) -> tuple[str, int] | None:
-    found = fallback = None
-    for file, line, _ in _FRAME.findall(trace):
-        if file.startswith(("<", _OURS)):
-            continue
-        if file.startswith(_TORCH) or "/lib/python3" in file and "site-packages" not in file:
-            if "/torch/nn/" in file:
-                fallback = (file, int(line), None)
-        else:
-            found = (file, int(line), root)
-    if (frame := found or fallback) is None:
-        return None
-    file, line, folder = frame
-    return relative(file, folder), line
-
-
-def relative(file: str, root: Path | None) -> str:
-    """`mlp.py` beside the task file, `transformers/models/...` in site-packages, else the bare name."""
-    path = Path(file).resolve()
-    if root is not None and path.is_relative_to(root):
-        return path.relative_to(root).as_posix()
-    if "site-packages" in path.parts:
-        return "/".join(path.parts[path.parts.index("site-packages") + 1 :])
-    return path.name
-
-
 def _check(program: ExportedProgram, root: Path | None) -> None:
     """Refuse what later stations cannot honour: some random ops, numbers that are read out of tensors."""
     for module in program.graph_module.modules():
@@ -179,6 +185,13 @@ def _check(program: ExportedProgram, root: Path | None) -> None:
                     loc=user_line(node.meta.get("stack_trace") or "", root),
                     help="keep it a tensor: a 0-dim tensor can be multiplied and added like a number",
                 )
+            if name != "sym_size" and _sizes_are_data(node.meta.get("val")):
+                raise Diagnostic(
+                    f"how many elements {name} gives depends on values, and a compiled step has sizes that do not",
+                    loc=user_line(node.meta.get("stack_trace") or "", root),
+                    help="keep all elements and weigh them: torch.where or a product with the mask, ignore_index in a "
+                    "loss, a one-hot einsum to choose experts",
+                )
             if is_random(node) and not has_rule(node):
                 own = node.kwargs.get("generator") is not None
                 raise Diagnostic(
@@ -187,6 +200,11 @@ def _check(program: ExportedProgram, root: Path | None) -> None:
                     help="dropout, rand, randn, randint, bernoulli, normal, uniform_ and exponential_ are supported; "
                     "draw other random numbers outside and pass them in the batch",
                 )
+
+
+def _sizes_are_data(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(v, Tensor) and any(isinstance(size, torch.SymInt) for size in v.shape) for v in values)
 
 
 _HARMLESS = {torch.ops.aten.detach_.default}  # on a constant that forward made

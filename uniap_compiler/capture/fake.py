@@ -8,7 +8,6 @@ Capturing real meta tensors would silently drop parts of the programme; fake CPU
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -21,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from uniap_compiler.ir import Diagnostic
 
+from .copies import copied
 from .task import TrainingTask
 
 
@@ -40,7 +40,7 @@ def faked(task: TrainingTask) -> tuple[TrainingTask, AbstractContextManager[Any]
     """
     if not any(t.is_meta for t in chain(task.model.parameters(), task.model.buffers())):
         return task, nullcontext()
-    model = copy.deepcopy(task.model)
+    model = copied(task.model)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         _replace_meta(model, lambda t: torch.empty(t.shape, dtype=t.dtype, device="cpu"))
@@ -52,7 +52,7 @@ def with_memory(model: nn.Module) -> nn.Module:
     for name, t in model.named_buffers():
         if t.is_meta:
             raise Diagnostic(f"the buffer {name} has no values", help="build the model with uniap_compiler.on_meta")
-    model = copy.deepcopy(model)
+    model = copied(model)
     _replace_meta(model, lambda t: torch.zeros(t.shape, dtype=t.dtype, device="cpu"))
     return model
 

@@ -19,8 +19,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from uniap_compiler.bridge.schema import type_of
 from uniap_compiler.ir import Diagnostic, Func, Loc, Namer, TensorType, Value
 
-from .export import MODEL, user_line
+from .export import MODEL
 from .lower import lower
+from .places import user_line
 
 
 @dataclass
@@ -36,18 +37,19 @@ class Graph:
     random_sites: int = 0
 
 
-def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root: Path | None) -> Graph:
-    """inputs: the paths of the batch's tensors, in order."""
+def from_fx(program: ExportedProgram, inputs: list[str], step: nn.Module, root: Path | None) -> Graph:
+    """inputs: the paths of the batch's tensors, in order.  step: what was exported, for the names of its tensors."""
     graph = Graph(Func("main"))
     func, namer = graph.func, Namer()
     params: dict[torch.fx.Node, Value] = {}
-    tied = _tied(model)
+    tied = _tied(step)
+    trained = {_strip(n) for n, p in step.named_parameters(remove_duplicate=False) if p.requires_grad}
     first: dict[str, Value] = {}
     user_inputs = iter(inputs)
     specs = {s.arg.name: s for s in program.graph_signature.input_specs}
     for node in program.graph.find_nodes(op="placeholder"):
         spec = specs[node.name]
-        params[node] = _param(node, spec, namer, tied, model, user_inputs, first, program, graph)
+        params[node] = _param(node, spec, namer, tied, trained, user_inputs, first, program, graph)
         if params[node] not in func.params:
             func.params.append(params[node])
 
@@ -65,6 +67,8 @@ def from_fx(program: ExportedProgram, inputs: list[str], model: nn.Module, root:
         elif spec.kind == OutputKind.BUFFER_MUTATION:
             updates.append(value)
             kinds.append(f"buffer:{_strip(str(spec.target))}")
+        elif spec.kind == OutputKind.USER_INPUT_MUTATION:
+            pass  # every micro-batch is new
         else:
             what = spec.kind.name.lower()
             raise Diagnostic(
@@ -89,12 +93,18 @@ def _derive_keys(func: Func, namer: Namer) -> None:
         op.results[0].name = namer("random_key")
 
 
-def _tied(model: nn.Module) -> dict[str, str]:
+def _tied(step: nn.Module) -> dict[str, str]:
     """Every name of a parameter or buffer -> the name that stands for it: the first in the order of the model."""
     first: dict[int, str] = {}
     names: dict[str, str] = {}
-    for group in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
-        for name, tensor in group:
+    for group in (step.named_parameters(remove_duplicate=False), step.named_buffers(remove_duplicate=False)):
+        for path, tensor in group:
+            name = _strip(path)
+            if name in names:
+                raise Diagnostic(
+                    f"the loss and the model both have a tensor {name}",
+                    help="rename it in one of them: the loss's tensors are called loss.NAME",
+                )
             names[name] = first.setdefault(id(tensor), name)
     return names
 
@@ -108,7 +118,7 @@ def _param(
     spec: Any,
     namer: Namer,
     tied: dict[str, str],
-    model: nn.Module,
+    trained: set[str],
     user_inputs: Any,
     first: dict[str, Value],
     program: ExportedProgram,
@@ -127,7 +137,7 @@ def _param(
         attrs: dict[str, Any] = {"role": role, "path": path}
         aliases = [n for n, p in tied.items() if p == path and n != path]
         if role == "param":
-            attrs["grad"] = bool(dict(model.named_parameters(remove_duplicate=False))[path].requires_grad)
+            attrs["grad"] = path in trained
         if aliases:
             attrs["aliases"] = aliases
         first[path] = Value(namer(path), type_, attrs)

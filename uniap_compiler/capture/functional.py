@@ -2,8 +2,10 @@
 
     F.gaussian_nll_loss     raises for a negative variance: `if torch.any(var < 0)`, which an exported graph cannot
     F.embedding_bag         a matrix of indices is flattened to one long bag with offsets that are data
+    nn.Transformer          looks whether a mask is the causal one, a hint that the mask itself makes superfluous
+    nn.LSTM, nn.GRU, nn.RNN with dropout between layers: one op that hides how often it draws
 
-Both compute what torch computes; a negative variance is no longer refused.
+All compute what torch computes; a negative variance is no longer refused.
 """
 
 from __future__ import annotations
@@ -14,11 +16,23 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
+
+from .state import refuse_hook
 
 
 class Capturable(TorchFunctionMode):
     """Inside, the functions above are ordinary arithmetic."""
+
+    def __enter__(self) -> Any:
+        self._is_causal = transformer._detect_is_causal_mask
+        transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        transformer._detect_is_causal_mask = self._is_causal
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ours = _REPLACED.get(func)
@@ -67,4 +81,34 @@ def embedding_bag(
     return total if mode == "sum" else total / (~absent).sum(1).clamp(min=1).to(total.dtype)
 
 
-_REPLACED = {F.gaussian_nll_loss: gaussian_nll_loss, F.embedding_bag: embedding_bag}
+def _recurrent(kernel: Any) -> Any:
+    """Layer by layer, with dropout on what one gives to the next, [time, batch, width] as torch's kernel has it."""
+
+    def run(x: Tensor, first: Any, weights: Any, *options: Any) -> Any:
+        if not isinstance(weights, (list, tuple)):
+            return NotImplemented  # a packed sequence: its second argument is not the state
+        biases, layers, dropout, train, both, batch_first = options
+        if layers == 1 or not dropout or not train:
+            return NotImplemented
+        states = first if isinstance(first, (list, tuple)) else [first]
+        each, ways = len(weights) // layers, 2 if both else 1
+        x = x.transpose(0, 1) if batch_first else x
+        ends = []
+        for n in range(layers):
+            state = [s[n * ways : (n + 1) * ways] for s in states]
+            own = weights[n * each : (n + 1) * each]
+            given = state if isinstance(first, (list, tuple)) else state[0]
+            x, *last = kernel(x, given, own, biases, 1, 0.0, train, both, False)
+            x = F.dropout(x, dropout) if n + 1 < layers else x
+            ends.append(last)
+        return (x.transpose(0, 1) if batch_first else x, *(torch.cat(parts) for parts in zip(*ends)))
+
+    return run
+
+
+_REPLACED = {
+    **{kernel: _recurrent(kernel) for kernel in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
+    F.gaussian_nll_loss: gaussian_nll_loss,
+    F.embedding_bag: embedding_bag,
+    Tensor.register_hook: refuse_hook,
+}

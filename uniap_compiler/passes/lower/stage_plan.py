@@ -167,6 +167,10 @@ class StagePlan:
                     taken[key] = made
                     self.residents.append(made)
                 self.chosen[n, k] = taken[key]
+        trained = {id(self.chosen[n, k]) for n, k in self._gradients()}
+        for resident in self.residents:  # one that only an argmin reads has no accumulator
+            if id(resident) not in trained:
+                resident.gradient = None
         for value in self.step.params:  # parameters that no layer reads stay whole on stage 0
             if value.attrs.get("role") == "param" and value not in copies:
                 whole = Layout.replicated(len(value.type.shape))
@@ -176,13 +180,17 @@ class StagePlan:
 
     def needs_gradient(self, name: str) -> bool:
         """Whether some layer computes a gradient for the parameter."""
+        return any(r.of == name and r.gradient is not None for r in self.residents)
+
+    def _gradients(self) -> list[tuple[int, int]]:
+        """(index of the call, index of its parameter) of every gradient that a backward gives."""
+        found = []
         for n, call in enumerate(self.calls):
             grads = dict(call.gradients())
             for k, param in enumerate(call.forward.params):
-                r = self.chosen.get((n, k))
-                if r is not None and r.of == name and grads.get(param.name) is not None:
-                    return True
-        return False
+                if (n, k) in self.chosen and grads.get(param.name) is not None:
+                    found.append((n, k))
+        return found
 
     def of_stage(self, stage: int) -> list[tuple[int, Call]]:
         return [(n, call) for n, call in enumerate(self.calls) if call.stage == stage]

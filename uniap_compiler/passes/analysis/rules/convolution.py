@@ -10,7 +10,7 @@ from uniap_compiler.ir import Op, Rule
 
 from .norm import results
 from .spell import result_shape, shape_of, spell
-from .table import rule
+from .table import opaque, rule
 
 
 def _ints(op: Op, name: str, rank: int, default: int) -> list[int]:
@@ -44,17 +44,23 @@ def _transposed(op: Op) -> bool:
 
 def _channels(op: Op, w: list[int]) -> tuple[str, str, str, dict[str, int]]:
     """Terms of the input's channels, the weight's first two dims, the output's channels; q groups, i in, o out."""
-    groups = op.attrs.get("groups", 1)
-    assert isinstance(groups, int)
+    groups = int(op.attrs.get("groups", 1))  # type: ignore[arg-type]
     first, second = w[0] // groups, w[1]
     if _transposed(op):
         return "(q i)", "(q i) o", "(q o)", {"q": groups, "i": first, "o": second}
     return "(q i)", "(q o) i", "(q o)", {"q": groups, "o": first, "i": second}
 
 
+def _own_kernels(op: Op) -> bool:
+    """Every row of the batch has kernels of its own: as many groups as rows."""
+    return not isinstance(op.attrs.get("groups", 1), int)
+
+
 @rule("aten.convolution")
 def convolution(op: Op) -> Rule:
     """input, weight, bias.  With a bias the input channels stay whole: it would be added on every device."""
+    if _own_kernels(op):
+        return opaque(op)
     x, w, y = shape_of(op, 0), shape_of(op, 1), result_shape(op)
     left, kernel, right, keep = _spatial(op, x, w, y)
     channels, weight, out, sizes = _channels(op, w)
@@ -67,6 +73,8 @@ def convolution(op: Op) -> Rule:
 @rule("aten.convolution_backward")
 def convolution_backward(op: Op) -> Rule:
     """gradient, input, weight -> dinput, dweight, dbias"""
+    if _own_kernels(op):
+        return opaque(op)
     y, x, w = shape_of(op, 0), shape_of(op, 1), shape_of(op, 2)
     left, kernel, right, keep = _spatial(op, x, w, y)
     channels, weight, out, sizes = _channels(op, w)

@@ -78,7 +78,8 @@ def grid_sampler_backward(op: Op) -> Rule:
     mask = op.attrs["output_mask"]
     assert isinstance(mask, (list, tuple))
     linear = "linear 0" if mask[0] else "linear 0 | linear 1"  # dgrid is linear in the input too
-    return spell(op, f"b c {after}, b c {before}, b {after} t -> {grads} | sum c y* | keep h* t z* | {linear}")
+    absent = "" if all(mask) else " | copy b"  # of the empty tensor
+    return spell(op, f"b c {after}, b c {before}, b {after} t -> {grads} | sum c y* | keep h* t z* | {linear}{absent}")
 
 
 def _spatial_of_grid(op: Op) -> tuple[str, str]:
