@@ -53,6 +53,7 @@ def test_further_plans_of_the_same_shape() -> None:
 
 def infeasible(memory: float) -> dict[str, Any]:
     """Four layers of 1 GiB or 2 GiB of states, and 0.5 GiB of workspace."""
+
     def candidate(D: int) -> dict[str, Any]:
         return {
             "stages": D, "micro_batches": 1, "strategies": ["lean", "fast"], "layout": [0, 0],

@@ -63,6 +63,30 @@ def test_refuses_a_raised_entry_with_its_own_witness() -> None:
     pytest.fail("no slower choice found")
 
 
+def test_an_entry_that_was_left_out_is_refused() -> None:
+    """No entry says that nothing fits: that is looked at too."""
+    problem, plan, derived = rows_of("gpt26-n8")
+    raw = Raw(problem, plan.candidate)
+    intervals = list(derived.entries)
+    assert check_rows(raw, derived, intervals=intervals)[0] == []
+    del derived.entries[intervals[0]]
+    assert "no row" in check_rows(raw, derived, intervals=intervals)[0][0]
+
+
+def test_hard_intervals_have_bounds_of_the_certificates_own() -> None:
+    """Without a single label, rows are recomputed bounds: they are below the exact ones, and may not close."""
+    problem, plan, derived = rows_of("gpt50-n32")
+    raw = Raw(problem, plan.candidate)
+    table, threshold = raw.table(), plan.objective * (1 - 1e-6)
+    before = table.time.copy()
+    raw.sharpen(table, threshold)
+    assert (table.time >= before).all() and (table.time > before).any()
+    for key, values in derived.entries.items():
+        if key in set(table.survivors(threshold)):
+            own = table.row(*key)
+            assert all(own[w] <= values[w] * (1 + 1e-9) for w in own if w in values)
+
+
 def test_a_raised_entry_cuts_off_the_optimum() -> None:
     """Why this matters: the MIQP itself believes its rows."""
     problem, plan, derived = rows_of("gpt26-n8")

@@ -4,8 +4,8 @@ For every candidate, one of three arguments must show that no plan is below the 
 - "closed form": the bound (B1), summed again with plain loops;
 - "interval bounds": the class-blind bounds of stage times and the search over periods, both written again here;
 - "MIQP": the exact model closes with derived rows. Each row's value is attained by the strategies that come with it
-  (summed from the raw tables), and a label search of its own finds nothing below it. Which intervals may be left out is
-  decided here, not taken over.
+  (summed from the raw tables), and a label search of its own finds nothing below it; where labels are too many, the
+  bound of this file's own tables is the row. Which intervals may be left out is decided here, not taken over.
 
 This file reads `Problem` only. It is slower and simpler than what it checks, on purpose.
 """
@@ -24,10 +24,12 @@ from uniap_compiler.solver.miqp import StageTimes
 from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.problem import Fixed, Problem
 from uniap_compiler.solver.proof import close, least_times, remaining
-from uniap_compiler.solver.recount import Raw
+from uniap_compiler.solver.recount import Raw, Table, TooHard
 
 #: A value is confirmed when it is met within this fraction.
 AGREE = 1e-9
+#: Labels that may be made for the exact rows of one candidate.
+ROWS_WORK = 2e6
 
 
 @dataclass
@@ -90,13 +92,17 @@ class _Check:
             argument = "closed form"
         else:
             table = raw.table()
-            if table.bound(self.threshold) >= self.threshold:
+            reached = table.bound(self.threshold) >= self.threshold
+            if not reached and raw.hard():
+                raw.sharpen(table, self.threshold)
+                reached = table.bound(self.threshold) >= self.threshold
+            if reached:
                 argument = "interval bounds"
             elif cover.parts:
                 argument = "split"
                 self.parts(problem, n, raw, cover)
             else:
-                self.miqp(problem, n, raw, table.survivors(self.threshold))
+                self.miqp(problem, n, raw, table)
         self.report.arguments[argument] = self.report.arguments.get(argument, 0) + 1
 
     def parts(self, problem: Problem, n: int, raw: Raw, cover: Cover) -> None:
@@ -115,13 +121,14 @@ class _Check:
             fixed = [*problem.fixed, Fixed(u, strategies=[names[k] for k in group])]
             self.candidate(replace(problem, fixed=fixed), n, cover.parts.get(key, Cover()))
 
-    def miqp(self, problem: Problem, n: int, raw: Raw, intervals: list[tuple[int, int, int]]) -> None:
-        at = build_instance(problem, n)
+    def miqp(self, problem: Problem, n: int, raw: Raw, table: Table) -> None:
+        at, intervals = build_instance(problem, n), table.survivors(self.threshold)
         derived = least_times(relax(at, {}), intervals, self.threshold, self.deadline)
-        if derived is not None:
-            found: tuple[list[str], int] = check_rows(raw, derived, self.deadline)
-            self.report.refusals += found[0]
-            self.report.values += found[1]
+        raw.work_left = ROWS_WORK
+        refusals, checked = check_rows(raw, derived, self.deadline, intervals)
+        self.report.refusals += refusals
+        self.report.values += checked
+        derived = derived.filled({key: table.row(*key) for key in derived.hard})
         start = self.plan if self.plan.candidate == n else None
         seconds = remaining(self.deadline, 600.0)
         closed = close(at, derived, start, self.backend, 0.1 * self.gap, seconds)
@@ -130,12 +137,28 @@ class _Check:
             self.report.bound = min(self.report.bound, closed.bound)
 
 
-def check_rows(raw: Raw, derived: StageTimes, deadline: float = math.inf) -> tuple[list[str], int]:
-    """Recompute every value of the derived rows. Returns the refusals and how many values were looked at."""
+def check_rows(
+    raw: Raw, derived: StageTimes, deadline: float = math.inf, intervals: list[tuple[int, int, int]] | None = None
+) -> tuple[list[str], int]:
+    """Recompute every value of the derived rows. Returns the refusals and how many values were looked at.
+
+    With `intervals`, those without any row must hold nothing that fits. What takes too many labels becomes hard.
+    """
     refusals: list[str] = []
     checked = 0
+    for i, a, b in sorted(set(intervals or ()) - set(derived.hard) - set(derived.entries)):
+        if time.monotonic() > deadline:
+            return [*refusals, "time ran out"], checked
+        checked += 1
+        try:
+            possible = raw.least_time(i, a, b, 0.0, math.inf)
+        except TooHard:
+            derived.hard.append((i, a, b))
+            continue
+        if possible < math.inf:
+            refusals.append(f"candidate {raw.index}, stage {i}, layers {a}-{b}: no row, but {possible!r} is possible")
     seen: dict[tuple[object, ...], float] = {}
-    for (i, a, b), values in derived.entries.items():
+    for (i, a, b), values in list(derived.entries.items()):
         for w, value in values.items():
             if time.monotonic() > deadline:
                 return [*refusals, "time ran out"], checked
@@ -148,7 +171,11 @@ def check_rows(raw: Raw, derived: StageTimes, deadline: float = math.inf) -> tup
                 continue
             key = (raw.signature(i, a, b), w)
             if key not in seen:
-                seen[key] = raw.least_time(i, a, b, w, value * (1 - AGREE))
+                try:
+                    seen[key] = raw.least_time(i, a, b, w, value * (1 - AGREE))
+                except TooHard:
+                    derived.give_up(i, a, b)
+                    break
             if seen[key] < value * (1 - AGREE):
                 refusals.append(f"{where}: {value!r} is claimed, but {seen[key]!r} is possible")
     return refusals, checked

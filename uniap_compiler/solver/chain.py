@@ -194,13 +194,6 @@ class ChainSearch:
             pending += [(middle, high), (low, middle)]
         return max(self.floor, root.period)
 
-    def survivors(self, incumbent: float) -> list[tuple[int, int, int]]:
-        """(stage, first layer, last layer) of the intervals that a plan below `incumbent` may use."""
-        self._prune(incumbent)
-        return [
-            (i, int(a), int(b)) for i, own in enumerate(self.table.stages) for a, b in zip(own.a, own.b, strict=True)
-        ]
-
     def rows(self, threshold: float) -> StageTimes:
         """Bounds of the tables as derived rows for the MIQP of any instance that this chain relaxes."""
         weights = [1 / self.at.micro_batches if self.merged else 0.0, *self.table.weights]

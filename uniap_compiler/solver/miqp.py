@@ -30,13 +30,25 @@ Terms = list[tuple[Any, float]]
 class StageTimes:
     """Derived rows: `entries[i, a, b][w]` is the least p_i + w s_i of stage i when it holds layers a..b.
 
-    `witness[i, a, b][w]` are strategies of these layers that attain it. Intervals
-    that are absent cannot be part of any plan below `threshold`.
+    `witness[i, a, b][w]` are strategies of these layers that attain it; without them a value is a lower bound.
+    Intervals that are absent cannot be part of any plan below `threshold`. `hard` ones were not settled, and have no
+    values yet.
     """
 
     threshold: float
     entries: dict[tuple[int, int, int], dict[float, float]]
     witness: dict[tuple[int, int, int], dict[float, list[int]]] = field(default_factory=dict)
+    hard: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def give_up(self, i: int, a: int, b: int) -> None:
+        """This interval is hard after all."""
+        del self.entries[i, a, b], self.witness[i, a, b]
+        self.hard.append((i, a, b))
+
+    def filled(self, bounds: dict[tuple[int, int, int], dict[float, float]]) -> StageTimes:
+        """The same rows, with bounds for the hard intervals; those without any bound are left out."""
+        entries = self.entries | {key: bounds[key] for key in self.hard if key in bounds}
+        return StageTimes(self.threshold, entries, self.witness)
 
 
 @dataclass

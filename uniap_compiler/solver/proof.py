@@ -19,7 +19,7 @@ from uniap_compiler.solver import backend as solvers
 from uniap_compiler.solver.chain import ChainSearch
 from uniap_compiler.solver.exact import FURTHER, REACH, step_weights
 from uniap_compiler.solver.instance import Instance
-from uniap_compiler.solver.labels import Limit, TooManyLabels, least_possible, stage_time
+from uniap_compiler.solver.labels import Budget, Limit, TooManyLabels, least_possible, stage_time
 from uniap_compiler.solver.miqp import Miqp, StageTimes, build_miqp
 from uniap_compiler.solver.plan import Plan
 from uniap_compiler.solver.tables import StageCosts
@@ -28,6 +28,8 @@ from uniap_compiler.solver.tables import StageCosts
 SMALL, SMALL_SECONDS = 120, 1.0
 #: What emitting one variable of a model costs, rows included.
 SECONDS_PER_VARIABLE = 2e-5
+#: Labels that may be made for the derived rows of one candidate.
+ROWS_WORK = 3e6
 #: Derived rows take every second of the weights of once-per-step time that the search takes.
 ROW_WEIGHTS = 2
 
@@ -49,28 +51,36 @@ def size(at: Instance) -> int:
 def derive(
     chain: Instance, threshold: float, deadline: float = math.inf, known: ChainSearch | None = None
 ) -> StageTimes | None:
-    """The least time of every interval that a plan below `threshold` may use; None when labels or time run out.
+    """The least time of every interval that a plan below `threshold` may use; None when time runs out.
 
-    `known` is an earlier search of the same chain, whose exact times need not be computed again.
+    Intervals with too many labels have the bounds of the tables. `known` is an earlier search of the same chain.
     """
     search = known or ChainSearch(chain, lambda stage, strategy: None, deadline)
     while search.level < 3 and search.bound < threshold:
         search.refine(lambda: threshold)
         if time.monotonic() > deadline:
             return None
-    intervals = search.survivors(threshold)
-    return least_times(chain, intervals, min(threshold, search.cutoff), deadline)
+    bounds = search.rows(threshold)
+    return least_times(chain, list(bounds.entries), bounds.threshold, deadline).filled(bounds.entries)
 
 
 def least_times(
-    chain: Instance, intervals: list[tuple[int, int, int]], threshold: float, deadline: float = math.inf
-) -> StageTimes | None:
-    """The rows for these (stage, first layer, last layer), each value with strategies that attain it."""
+    chain: Instance,
+    intervals: list[tuple[int, int, int]],
+    threshold: float,
+    deadline: float = math.inf,
+    most: float = ROWS_WORK,
+) -> StageTimes:
+    """The rows for these (stage, first layer, last layer), each value with strategies that attain it.
+
+    Intervals are hard when `most` labels have been made, or when time is over.
+    """
     weights = [0.0]
     if chain.step.any():  # one stage: c p + s is one sum
         weights = [1 / chain.micro_batches] if chain.stages == 1 else step_weights(chain)[::ROW_WEIGHTS]
     costs = {(i, w): StageCosts(chain, i, w) for i in range(chain.stages) for w in weights}
     out = StageTimes(threshold, {}, {})
+    budget = Budget(most)
     cache: dict[tuple[bytes, ...], tuple[float, list[int]] | None] = {}
     for i, a, b in intervals:
         values: dict[float, float] = {}
@@ -81,9 +91,12 @@ def least_times(
             )  # fmt: skip
             if key not in cache:
                 try:
-                    cache[key] = _least(chain, i, a, b, costs[i, w], deadline)
+                    cache[key] = _least(chain, i, a, b, costs[i, w], deadline, budget)
                 except TooManyLabels:
-                    return None
+                    out.hard.append((i, a, b))
+                    out.witness.pop((i, a, b), None)
+                    values = {}
+                    break
             found = cache[key]
             if found is not None:
                 values[w] = found[0]
@@ -93,7 +106,9 @@ def least_times(
     return out
 
 
-def _least(at: Instance, i: int, a: int, b: int, costs: StageCosts, deadline: float) -> tuple[float, list[int]] | None:
+def _least(
+    at: Instance, i: int, a: int, b: int, costs: StageCosts, deadline: float, budget: Budget
+) -> tuple[float, list[int]] | None:
     """min of time + w step over layers a..b within memory, whatever the classes at the ends; None when nothing fits.
 
     Labels reach further and further above the bound, until one arrives.
@@ -106,7 +121,7 @@ def _least(at: Instance, i: int, a: int, b: int, costs: StageCosts, deadline: fl
     reach = REACH * max(least, 1e-3 * most)
     while True:
         limit = Limit(least + reach, none, none, costs.weight)
-        found = stage_time(at, i, a, b, [costs], limit, none, deadline=deadline).options
+        found = stage_time(at, i, a, b, [costs], limit, none, deadline=deadline, budget=budget).options
         if len(found.time):
             values = found.time + costs.weight * found.step
             n = int(np.argmin(values))
@@ -129,7 +144,7 @@ def close(
     """Solve the MIQP of one candidate, started from `plan` when it is a plan of this candidate."""
     if derived is not None and _unreachable(at, derived):
         return Closed(derived.threshold, None, derived)
-    if SECONDS_PER_VARIABLE * _variables(at) > seconds:  # it could not even be written down
+    if expensive(at, seconds):
         return Closed(-math.inf, None, derived)
     began = time.monotonic()
     miqp = build_miqp(at, backend, derived)
@@ -140,6 +155,11 @@ def close(
     outcome = solvers.run(miqp, backend, gap, seconds - (time.monotonic() - began), nodes)
     bound = outcome.bound if derived is None else min(outcome.bound, derived.threshold)
     return Closed(bound, miqp.read() if outcome.found else None, derived)
+
+
+def expensive(at: Instance, seconds: float) -> bool:
+    """Whether the MIQP could not even be written down in this time."""
+    return SECONDS_PER_VARIABLE * _variables(at) > seconds
 
 
 def _variables(at: Instance) -> int:

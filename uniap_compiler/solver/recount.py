@@ -20,8 +20,17 @@ from uniap_compiler.solver.problem import Problem
 ROUNDING = 1e-10
 
 
+class TooHard(Exception):
+    """`Raw.work_left` labels were not enough."""
+
+
 class Raw:
-    """One candidate, layer by layer: `choices[u]` strategies; `time[u][i][k]` and so on as nested lists."""
+    """One candidate, layer by layer: `choices[u]` strategies; `time[u][i][k]` and so on as nested lists.
+
+    `work_left`: how many more labels may be made.
+    """
+
+    work_left = math.inf
 
     def __init__(self, problem: Problem, index: int) -> None:
         self.problem, self.index = problem, index
@@ -179,6 +188,9 @@ class Raw:
         labels: list[tuple[float, float, int]] = [(0.0, 0.0, -1)]  # memory, seconds, strategy
         for u in range(a, b + 1):
             rest, table = rests[u], self.reshard[u]
+            self.work_left -= len(labels) * len(choices[u])
+            if self.work_left < 0:
+                raise TooHard
             grown: dict[int, list[tuple[float, float, int]]] = {}
             for m, t, before in labels:
                 for k in choices[u]:
@@ -262,6 +274,56 @@ class Raw:
         steady = self.problem.schedule == "1f1b" and D < self.c
         return Table(bounds[0], bounds[1], hops, self.c, (self.c - 1) / D if steady else 0.0, self.step_floor())
 
+    def hard(self) -> bool:
+        """Whether there is more to say than what `table` knows: classes, and resharding between them."""
+        return len({self.layout[k] for own in self.choices for k in own}) > 1
+
+    def sharpen(self, table: Table, threshold: float) -> None:
+        """Raise the bounds of the intervals that matter: classes and resharding counted, for ranges of working sets."""
+        alive: dict[tuple[int, int], int] = {}
+        for i, a, b in table.survivors(threshold):
+            alive[i, a] = max(alive.get((i, a), 0), b)
+        names = sorted(set(self.layout))
+        move = [
+            np.zeros((len(names), len(names))) if own is None else np.array(own)[np.ix_(names, names)]
+            for own in self.reshard
+        ]
+        work = np.array([min(self.work[u][k] for k in self.choices[u]) for u in range(self.L)])
+        ranges = self._working_sets()
+        for i in range(self.D):
+            starts = {a: b for (j, a), b in alive.items() if j == i}
+            for values, w in ((table.time, 0.0), (table.cost, 1.0 / self.D)):
+                lam = self._multipliers(i, range(self.L), w) if starts else np.zeros(1)
+                known: dict[tuple[object, ...], np.ndarray] = {}
+                for a, end in starts.items():
+                    state = np.zeros((len(ranges), len(lam) + 1, len(names)))
+                    for u in range(a, end + 1):
+                        if u > a:
+                            ahead = (state[:, :-1, :, None] + move[u]).min(axis=2)
+                            held = np.broadcast_to(state[:, -1:].min(axis=2, keepdims=True), state[:, -1:].shape)
+                            state = np.concatenate([ahead, held], axis=1)
+                        key = (self.problem.layers[u], tuple(self.choices[u]), tuple(self.time[u][i]))
+                        if key not in known:
+                            known[key] = self._by_class(u, i, w, lam, names, [high for _, high in ranges])
+                        state = state + known[key]
+                        least = np.array([low for low, _ in ranges])
+                        room = self.limit[i] - np.maximum(least, work[a : u + 1].max())
+                        total = state.min(axis=2)
+                        bound = (total[:, :-1] - lam * room[:, None]).max(axis=1) * (1 - ROUNDING)
+                        bound[total[:, -1] > room + 1e-9 * self.limit[i]] = np.inf
+                        values[i, a, u] = max(values[i, a, u], float(bound.min()))
+
+    def _by_class(self, u: int, i: int, w: float, lam: np.ndarray, names: list[int], tops: list[float]) -> np.ndarray:
+        """The least time + w step + l memory, then memory, of layer u: by range of working sets, l and class."""
+        out = np.full((len(tops), len(lam) + 1, len(names)), np.inf)
+        for n, top in enumerate(tops):
+            for k in self.choices[u]:
+                if self.work[u][k] <= top:
+                    q, m = names.index(self.layout[k]), self.memory[u][i][k]
+                    cost = np.append(self.time[u][i][k] + w * self.step[u][k] + lam * m, m)
+                    out[n, :, q] = np.minimum(out[n, :, q], cost)
+        return out
+
 
 def _undominated(labels: list[tuple[float, float, int]]) -> list[tuple[float, float, int]]:
     """In order of memory: keep what is faster than everything leaner."""
@@ -328,6 +390,11 @@ class Table:
                 middle = 0.5 * (low + high)
                 pending += [(low, middle), (middle, high)]
         return 0.0
+
+    def row(self, i: int, a: int, b: int) -> dict[float, float]:
+        """Bounds on p + w s of one interval, by w."""
+        step = 1.0 / self.time.shape[0]
+        return {0.0: float(self.time[i, a, b]), step: float(self.cost[i, a, b])}
 
     def survivors(self, threshold: float) -> list[tuple[int, int, int]]:
         """Intervals that a plan below the threshold may use."""

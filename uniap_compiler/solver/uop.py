@@ -29,6 +29,8 @@ from uniap_compiler.solver.top import further_plans
 MIQP_SECONDS, CONFIRM_SECONDS = 600.0, 60.0
 #: The bound is proven when the winner is confirmed: that may take as long as the proof, or this many seconds.
 PATIENCE = 2.0
+#: Further plans may take as long as everything before them, or this many seconds.
+TOP_SECONDS = 5.0
 #: No gap below this is meaningful in double precision.
 LEAST_GAP = 1e-8
 #: Seconds after the time limit in which any plan at all is looked for, when there is none yet.
@@ -48,8 +50,8 @@ def solve(
 ) -> Result:
     """The best plan of all candidates, with a bound that holds for every plan of every candidate.
 
-    `top` > 1 adds further, different plans. `write_lp` names a folder for the models that are solved. `progress` is
-    called with candidates done, incumbent, bound and seconds.
+    `top` > 1 adds further, different plans, as far as TOP_SECONDS or the time of the first one go. `write_lp` names a
+    folder for the models that are solved. `progress` is called with candidates done, incumbent, bound and seconds.
     """
     if not (math.isfinite(gap) and gap >= 0) or top < 1 or (time_limit is not None and not time_limit >= 0):
         raise ValueError("gap and time_limit must not be negative, and top is at least 1")
@@ -69,7 +71,10 @@ def solve(
     best, bound = run.plan, min(run.swept.bound, run.plan.objective)
     plans = [best]
     if top > 1:
-        plans += further_plans(problem, best, top - 1, backend, run.gap, deadline)
+        until = min(deadline, time.monotonic() + max(TOP_SECONDS, time.monotonic() - began))
+        more, proven = further_plans(problem, best, top - 1, backend, run.gap, until)
+        plans += more
+        run.proof["further"] = {"asked": top - 1, "found": len(more), "proven": proven}
     left = (best.objective - bound) / best.objective if best.objective > 0 else 0.0
     status = "optimal" if left <= run.gap and certified else "feasible"
     return Result(status, plans, bound, left, time.monotonic() - began, proof=run.proof)
@@ -137,6 +142,10 @@ class _Run:
         n = self.plan.candidate
         if n in self.swept.unfinished or time.monotonic() > deadline:
             return
+        if n in self.swept.miqp and self.sweep.pool.excludes(self.swept.miqp[n]):
+            closed_at = self.swept.miqp[n]
+            self.proof["confirmation"] = {"model": "MIQP with bounds as rows", "closed": True, "bound": closed_at}
+            return
         at = self.sweep.instances[n]
         for plain in (True, False):
             if plain and size(at) > SMALL:
@@ -149,11 +158,11 @@ class _Run:
             threshold = self.plan.objective * (1 + 0.1 * self.gap)
             derived = None if plain else derive(relax(at, {}), threshold, deadline, self.sweep.roots[n].search)
             if derived is None and not plain:
-                self.proof["confirmation"] = {"model": "none: no derived rows in the time given", "closed": False}
+                self.proof["confirmation"] = {"model": "none: time ran out", "closed": False}
                 return
             seconds = remaining(deadline, SMALL_SECONDS if plain else CONFIRM_SECONDS)
             closed = close(at, derived, self.plan, self.backend, 0.1 * self.gap, seconds, self.write_lp)
-            self._take(n, closed)
+            self._take(n, closed, self.gap)  # nearly as good: whether that is found in time must not matter
             agrees = closed.bound >= self.plan.objective * (1 - self.gap)
             model = "MIQP" if plain else "MIQP with derived rows"
             self.proof["confirmation"] = {"model": model, "closed": agrees}
@@ -169,12 +178,12 @@ class _Run:
         self.proof["certificate"] = report.to_json()
         return report.certified
 
-    def _take(self, n: int, closed: Closed) -> None:
-        """A plan that the MIQP found, when it is the best so far."""
+    def _take(self, n: int, closed: Closed, much: float = 0.0) -> None:
+        """A plan that the MIQP found, when it is the best so far by that fraction."""
         if closed.plan is None:
             return
         plan = make_plan(self.problem, n, *closed.plan)
-        if plan is not None and (self.swept.best is None or plan.objective < self.swept.best.objective):
+        if plan is not None and (self.swept.best is None or plan.objective < self.swept.best.objective * (1 - much)):
             self.swept.best = plan
             self.swept.bound = min(self.swept.bound, plan.objective)
             self.sweep.offer(plan)

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """What a `uniap-problem/1` file means, executably: objective and feasibility of one plan, and brute force.
 
-    evaluate.py PROBLEM.json PLAN.json     re-evaluates a plan as printed by `uniap solve`
-    evaluate.py --brute PROBLEM.json       the optimum by enumeration (tiny problems only)
+evaluate.py PROBLEM.json PLAN.json     re-evaluates a plan as printed by `uniap solve`
+evaluate.py --brute PROBLEM.json       the optimum by enumeration (tiny problems only)
 """
+
 import itertools
 import json
 import sys
@@ -36,12 +37,12 @@ def evaluate(problem, candidate, stage, strategy):
                 o[i - 1] += candidate["transfer"][pair][a][b]
             else:
                 bad.append(f"layers {u - 1}, {u}: stages {stage[u - 1]}, {i} are not in order")
-    for value in problem.get("values", []):           # tensors read beyond the next layer
+    for value in problem.get("values", []):  # tensors read beyond the next layer
         u, reach = value["from"], stage[value["from"]]
         for v in value["to"]:
             p[stage[v]] += value["reshard"][layout[strategy[u]]][layout[strategy[v]]]
             reach = max(reach, stage[v])
-        for j in range(stage[u], reach):              # relayed, paid once per boundary
+        for j in range(stage[u], reach):  # relayed, paid once per boundary
             o[j] += value["transfer"]
     limit = candidate.get("memory_limit", problem["memory"])
     for i in range(D):
@@ -60,7 +61,7 @@ def evaluate(problem, candidate, stage, strategy):
         if strategy[u] != strategy[v]:
             bad.append(f"layers {u}, {v}: strategies differ")
     period = max(p + o)
-    if problem.get("schedule") == "1f1b":             # at most D-i micro-batches in flight from stage i on
+    if problem.get("schedule") == "1f1b":  # at most D-i micro-batches in flight from stage i on
         for i in range(D):
             if D - i < c:
                 period = max(period, (sum(p[i:]) + sum(o[i:])) / (D - i))
@@ -76,8 +77,14 @@ def brute(problem):
             for strategy in itertools.product(range(len(candidate["layout"])), repeat=L):
                 value, bad = evaluate(problem, candidate, stage, strategy)
                 if not bad and (best is None or value < best["objective"]):
-                    best = {"objective": value, "candidate": n, "stages": D,
-                            "micro_batches": candidate["micro_batches"], "stage": stage, "strategy": list(strategy)}
+                    best = {
+                        "objective": value,
+                        "candidate": n,
+                        "stages": D,
+                        "micro_batches": candidate["micro_batches"],
+                        "stage": stage,
+                        "strategy": list(strategy),
+                    }
     return best or {"objective": None}
 
 
@@ -87,8 +94,15 @@ if __name__ == "__main__":
     else:
         problem, plan = (json.load(open(path)) for path in sys.argv[1:3])
         n = plan.get("candidate")
-        pool = [problem["candidates"][n]] if n is not None else [c for c in problem["candidates"]
-                if (c["stages"], c["micro_batches"]) == (plan["stages"], plan["micro_batches"])]
+        pool = (
+            [problem["candidates"][n]]
+            if n is not None
+            else [
+                c
+                for c in problem["candidates"]
+                if (c["stages"], c["micro_batches"]) == (plan["stages"], plan["micro_batches"])
+            ]
+        )
         results = [evaluate(problem, c, plan["stage"], plan["strategy"]) for c in pool]
         value, bad = min(results, key=lambda r: (bool(r[1]), r[0]))
         print(json.dumps({"objective": value, "violations": bad}))
