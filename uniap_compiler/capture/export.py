@@ -20,6 +20,7 @@ from . import batch as batches
 from .autocast import regions_for_any_device, write_casts
 from .decompositions import table
 from .functional import Capturable
+from .in_place import write_values
 from .places import user_line
 from .precision import promoted
 from .quiet import quiet
@@ -119,7 +120,7 @@ def export(
 
     step: of the task.  Also how often it draws random numbers: what is drawn and not used may be missing in the graph.
 
-    Making a graph functional costs as much again as exporting it, so that is done only where something is mutated;
+    Making a graph functional costs as much again as exporting it, so torch does that only where in_place.py cannot;
     composite ops are then taken apart in passing, else lower.py does it.
     """
     inputs = tuple(
@@ -141,6 +142,7 @@ def export(
             write_casts(program, lambda node: user_line(node.meta.get("stack_trace") or "", root))
             sites = number(program.graph_module)
             _detach_no_grad_regions(program)
+            write_values(program.graph_module)
             return program.run_decompositions(table()) if _mutates(program) else program, sites
         except Diagnostic:
             raise

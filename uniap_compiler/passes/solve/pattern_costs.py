@@ -69,9 +69,9 @@ def choose_selective(module: Module, graph: StepGraph, cluster: Cluster, batch: 
         backward = module.funcs.get(f"{kind}.backward")
         if backward is not None and kind != first:
             backward.attrs.pop(SELECTIVE, None)
-            again = module.funcs[f"{first}.backward"].attrs.get(SELECTIVE)
-            if isinstance(again, list):
-                backward.attrs[SELECTIVE] = [*again]
+            chosen = module.funcs[f"{first}.backward"].attrs.get(SELECTIVE)
+            if isinstance(chosen, list):
+                backward.attrs[SELECTIVE] = [*chosen]
 
 
 def pattern_costs(
