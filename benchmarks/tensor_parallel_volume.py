@@ -42,7 +42,7 @@ from uniap_compiler.passes.pipelines import parse_pipeline
 from uniap_compiler.passes.solve.enumerate_strategies import search_cost, search_pattern
 from uniap_compiler.zoo import find_task
 
-PASSES = "canonicalize,outline-layers,differentiate,decompose-losses,shard-rules"
+PASSES = "canonicalize,pad-classes,outline-layers,differentiate,decompose-losses,shard-rules"
 MODELS = {
     "llama-7b": "num_hidden_layers=4", "llama-13b": "num_hidden_layers=4", "bert-huge": "num_hidden_layers=4",
     "t5-large": "num_layers=4,num_decoder_layers=4", "vit-huge": "num_hidden_layers=4",

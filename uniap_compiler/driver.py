@@ -1,7 +1,7 @@
 """One compilation from end to end: capture, passes, bundle.
 
     compiled = compile(task, "laptop", 64, out="build")               # the same as `uniap compile`
-    compiled = resume("dumps/07-solve-parallelism.mlir", out="build")  # --from: any dump, with what lies beside it
+    compiled = resume("dumps/08-solve-parallelism.mlir", out="build")  # --from: any dump, with what lies beside it
     compiled = lower_again("build", out="build64", dtype="float64")    # --plan: the shipped plan in another dtype
 
 A module carries the name of the last pass in its attribute `after`, so a dump says by itself where to go on.

@@ -25,7 +25,7 @@ def dump(tmp_path: Path) -> Path:
     """The hand-written module as a dump: its text with the weights beside."""
     module = two_stages()
     module.attrs["after"] = "schedule"
-    path = tmp_path / "dumps" / "12-schedule.mlir"
+    path = tmp_path / "dumps" / "13-schedule.mlir"
     path.parent.mkdir()
     path.write_text(print_module(module))
     weights = session().weights

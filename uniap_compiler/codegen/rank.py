@@ -95,7 +95,10 @@ def record(
     """One entry of PARAMETERS, BUFFERS or CONSTANTS.  A dim's elements are the product of its parts' ranges."""
     slices = slices_of(shape_of(op), layout, world, coordinates)
     shape = [prod(stop - start for _, start, stop in dim) for dim in slices]
-    return {"shape": shape, "dtype": torch_name(op.attrs["dtype"]), "slices": slices, **extra}
+    found = {"shape": shape, "dtype": torch_name(op.attrs["dtype"]), "slices": slices, **extra}
+    if (full := model_shape_of(op)) != shape_of(op):
+        found["unpadded"] = full
+    return found
 
 
 def parameters_of(module: Module, world: World, rank: int) -> dict[str, dict[str, Any]]:
@@ -199,6 +202,13 @@ def _named(module: Module, kind: str, names: set[str]) -> list[Op]:
 
 def shape_of(op: Op) -> list[int]:
     shape = op.attrs["shape"]
+    assert isinstance(shape, (list, tuple))
+    return [int(str(size)) for size in shape]
+
+
+def model_shape_of(op: Op) -> list[int]:
+    """Without padding."""
+    shape = op.attrs.get("unpadded", op.attrs["shape"])
     assert isinstance(shape, (list, tuple))
     return [int(str(size)) for size in shape]
 

@@ -23,7 +23,7 @@ from .registry import pass_class, print_pass
 
 PIPELINES: dict[str, str] = {
     "cleanup": "cse,dce",
-    "compile": "canonicalize,outline-layers,differentiate,decompose-losses,shard-rules,"
+    "compile": "canonicalize,pad-classes,outline-layers,differentiate,decompose-losses,shard-rules,"
     "enumerate-strategies,solve-parallelism,lower",
     "lower": "insert-communication,partition-stages,localize,prefetch-parameters,overlap-gradients,"
     "bucket-collectives,schedule",

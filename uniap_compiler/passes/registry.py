@@ -26,6 +26,7 @@ PASSES: dict[str, str] = {
     "promote-dtype": "simplify.promote_dtype:PromoteDtype",
     # simplify: captured -> layered -> differentiated
     "canonicalize": "simplify.canonicalize:Canonicalize",
+    "pad-classes": "simplify.pad_classes:PadClasses",
     "outline-layers": "simplify.outline_layers:OutlineLayers",
     "differentiate": "simplify.differentiate:Differentiate",
     "decompose-losses": "simplify.decompose_losses:DecomposeLosses",

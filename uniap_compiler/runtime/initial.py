@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from . import pieces
 from .errors import BundleError
 from .initialise import Recipes
 from .pretrained import Pretrained
@@ -49,6 +50,12 @@ class InitialValues:
 
     def read(self, name: str, record: Mapping[str, Any], device: torch.device) -> torch.Tensor:
         """name: of the parameter or buffer at home.  record: its shape, dtype and slices (docs/bundle.md)."""
+        if "unpadded" in record:
+            slices = pieces.without_padding(record["slices"], record["unpadded"])
+            told = self.read(name, {"dtype": record["dtype"], "slices": slices}, device)
+            padded = torch.zeros(pieces.local_shape(record["slices"]), dtype=told.dtype, device=device)
+            padded[tuple(slice(size) for size in told.shape)] = told
+            return padded
         if self.checkpoint is not None and name in self.checkpoint:
             return self.checkpoint.read(name, record).to(device)
         if self.recipes is not None and name in self.recipes and name not in self.files:

@@ -81,3 +81,15 @@ def read(full: torch.Tensor, slices: Slices) -> torch.Tensor:
 def extents(slices: Slices) -> list[int]:
     """The shape of `region`."""
     return [stop - start for dim in slices for _, start, stop in dim]
+
+
+def without_padding(slices: Slices, shape: list[int]) -> Slices:
+    """The part of the piece that lies within `shape`; a dim that is padded is split in one part at most."""
+    result: Slices = []
+    for dim, size in zip(slices, shape, strict=True):
+        if full_shape([dim]) == [size]:
+            result.append(dim)
+            continue
+        ((_, start, stop),) = dim
+        result.append([[size, min(start, size), min(stop, size)]])
+    return result

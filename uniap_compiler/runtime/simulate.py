@@ -129,6 +129,7 @@ def gather(
     """Full tensors from everybody's pieces; copies are compared with what they are copies of."""
     full: Tensors = {}
     covered: dict[str, torch.Tensor] = {}
+    padded: dict[str, list[int]] = {}
     order = [
         (bool(r.get("source")), i, n)
         for i, rank in enumerate(ranks)
@@ -147,6 +148,8 @@ def gather(
             shape = pieces.full_shape(slices)
             full[home] = torch.zeros(shape, dtype=x.dtype)
             covered[home] = torch.zeros(shape, dtype=torch.bool)
+            if "unpadded" in record:
+                padded[home] = record["unpadded"]
         target, seen = pieces.region(full[home], slices), pieces.region(covered[home], slices)
         x = x.reshape(pieces.extents(slices))
         if bool(seen.any()):
@@ -158,4 +161,9 @@ def gather(
     for name, mask in covered.items():
         if not bool(mask.all()):
             raise BundleError(f"no rank holds a part of the {what or table.lower().removesuffix('s') + ' '}{name}")
+    for name, shape in padded.items():
+        whole, inside = full[name], tuple(slice(size) for size in shape)
+        full[name] = whole[inside].clone()
+        whole[inside] = 0.0
+        simulation.differ(float(whole.abs().max()), f"the padding of {what}{name}")
     return full

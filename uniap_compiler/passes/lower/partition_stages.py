@@ -73,6 +73,7 @@ def _parameter(r: Resident, plan: StagePlan) -> Op:
             "of": r.of, "shape": list(r.value.type.shape), "dtype": r.value.type.dtype, "stage": r.stage,
             "layout": r.rest, "shard": r.shard, "grad": plan.needs_gradient(r.of), "home": r.is_home,
             "aliases": list(r.value.attrs.get("aliases", []) or []),  # type: ignore[arg-type]
+            **{key: r.value.attrs[key] for key in ("unpadded",) if key in r.value.attrs},
         },
     )
 

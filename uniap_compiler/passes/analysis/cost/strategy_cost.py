@@ -76,7 +76,7 @@ class Optimizer:
 
     @staticmethod
     def of(kind: str, momentum: bool = True, precision: Precision = PRECISION) -> Optimizer:
-        """Fused updates (runtime/optimizer.py) read what they need and write what changes, once; the norm is one more."""
+        """Fused updates (runtime/optimizer.py) read what they need and write what changes; the norm reads once more."""
         if kind == "adamw":
             return Optimizer(2, 8.0, 2, precision)
         return Optimizer(1, 6.0, 2, precision) if momentum else Optimizer(0, 4.0, 2, precision)
