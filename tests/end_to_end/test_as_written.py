@@ -119,6 +119,22 @@ def weighted() -> TrainingTask:
     return TrainingTask(model, (torch.randn(ROWS, 8),), loss=Weighted(), targets=targets)
 
 
+class Turned(nn.Module):
+    """Rotary positions as complex factors, and mixing over the sequence by a Fourier transform."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+        angles = torch.outer(torch.arange(4.0), torch.tensor([1.0, 0.1]))
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x)
+        z = torch.view_as_complex(y.float().reshape(*y.shape[:2], 4, 2, 2))
+        z = torch.view_as_real(z * self.turns[: y.shape[1], None]).flatten(2).type_as(y)
+        return self.down(torch.fft.fft(z, dim=1).real + y).pow(2).mean()
+
+
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
         super().__init__()
@@ -170,6 +186,7 @@ TASKS: dict[str, Callable[[], TrainingTask]] = {
     "in place": lambda: _net(in_place, encoder=mlp(), decoder=nn.Linear(8, 8)),
     "closures": lambda: _net(lambda m, x: m.tail(m.body_(x)).pow(2).mean(), body_=Closed(), tail=mlp()),
     "a loss with parameters": weighted,
+    "complex numbers": lambda: _plain(Turned(), 4, 8),
     "lstm with dropout": lambda: _plain(Recurrent(nn.LSTM, batch_first=True), 2, 8),
     "gru with dropout, both ways": lambda: _plain(Recurrent(nn.GRU, bidirectional=True), 2, 8),
     "torch's transformer": _translator,

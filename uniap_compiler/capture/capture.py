@@ -21,6 +21,7 @@ from uniap_compiler.ir import Atom, ConstantStore, Diagnostic, Func, Module, Str
 from uniap_compiler.ir.ops import is_own
 
 from .batch import example_rows, leaves, rebuild
+from .complex_ops import is_complex
 from .copies import copied
 from .dtypes import explicit_dtypes
 from .export import Step, export
@@ -175,10 +176,21 @@ def converted(task: TrainingTask, dtype: torch.dtype) -> TrainingTask:
     def convert(t: torch.Tensor) -> torch.Tensor:
         return t.to(dtype) if t.is_floating_point() else t
 
-    loss: Any = copied(task.loss).to(dtype) if isinstance(task.loss, torch.nn.Module) else task.loss
+    def module(source: torch.nn.Module) -> torch.nn.Module:
+        """Complex buffers keep their imaginary parts, which `.to` of a real dtype drops."""
+        result = copied(source)
+        kept = [(m._buffers, n, b) for m in result.modules() for n, b in m._buffers.items() if is_complex(b)]
+        for own, name, _ in kept:
+            own[name] = None
+        result.to(dtype)
+        for own, name, buffer in kept:
+            own[name] = buffer.to(torch.complex128) if dtype == torch.float64 else buffer
+        return result
+
+    loss: Any = module(task.loss) if isinstance(task.loss, torch.nn.Module) else task.loss
     return replace(
         task,
-        model=copied(task.model).to(dtype),
+        model=module(task.model),
         batch=rebuild(task.batch, convert),
         loss=loss,
         targets=rebuild(task.targets, convert),

@@ -17,9 +17,11 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from uniap_compiler.bridge.ops import equation_of
 
+from .complex_ops import is_complex
 from .composites import COMPOSITES
 from .losses import LOSSES
 from .recurrent import RECURRENT
@@ -350,5 +352,14 @@ def table() -> dict[Any, Callable[..., Any]]:
     rows = {
         op: f for op, f in torch.export.default_decompositions().items() if op.has_kernel_for_dispatch_key(composite)
     }
-    rows.update(OWN)
+    rows.update((op, _of_reals(f)) for op, f in OWN.items())
     return rows
+
+
+def _of_reals(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Ops of complex numbers are left to complex_ops.py."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return NotImplemented if any(map(is_complex, tree_leaves((args, kwargs)))) else function(*args, **kwargs)
+
+    return run

@@ -19,6 +19,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from uniap_compiler.bridge.schema import type_of
 from uniap_compiler.ir import Diagnostic, Func, Loc, Namer, TensorType, Value
 
+from .complex_ops import is_complex
 from .export import MODEL
 from .lower import lower
 from .places import user_line
@@ -49,7 +50,7 @@ def from_fx(program: ExportedProgram, inputs: list[str], step: nn.Module, root: 
     specs = {s.arg.name: s for s in program.graph_signature.input_specs}
     for node in program.graph.find_nodes(op="placeholder"):
         spec = specs[node.name]
-        params[node] = _param(node, spec, namer, tied, trained, user_inputs, first, program, graph)
+        params[node] = _param(node, spec, namer, tied, trained, user_inputs, first, program, graph, step)
         if params[node] not in func.params:
             func.params.append(params[node])
 
@@ -123,7 +124,10 @@ def _param(
     first: dict[str, Value],
     program: ExportedProgram,
     graph: Graph,
+    step: nn.Module,
 ) -> Value:
+    if is_complex(node.meta["val"]):
+        return _complex_constant(node, spec, namer, step, program, graph)
     type_ = type_of(node.meta["val"])
     if spec.kind == InputKind.USER_INPUT:
         path = next(user_inputs)
@@ -148,6 +152,23 @@ def _param(
         graph.constants[value.name] = data
         return value
     raise Diagnostic(f"torch.export made an input of an unknown kind: {spec.kind.name.lower()}")
+
+
+def _complex_constant(
+    node: torch.fx.Node, spec: Any, namer: Namer, step: nn.Module, program: ExportedProgram, graph: Graph
+) -> Value:
+    """A buffer or tensor of complex numbers as a constant of pairs (complex_ops.py)."""
+    if spec.kind not in (InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+        raise Diagnostic(
+            f"the model has complex parameters or inputs: {_strip(str(spec.target or node.name))}",
+            help="make it real, [.., 2], and use torch.view_as_complex on it in forward",
+        )
+    buffers = dict(step.named_buffers(remove_duplicate=False))
+    data = buffers[str(spec.target)] if spec.kind == InputKind.BUFFER else program.constants[spec.target]
+    pairs = torch.view_as_real(data.resolve_conj()).contiguous()
+    value = Value(namer(re.sub(r"^[bc]_(model_)?", "", node.name)), type_of(pairs), {"role": "constant"})
+    graph.constants[value.name] = pairs
+    return value
 
 
 def instance_path(stack: dict[str, Any], classes: dict[str, str]) -> str:

@@ -56,8 +56,12 @@ def on_meta(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def initial_values(model: nn.Module) -> Mapping[str, Initial]:
-    """By every name that the model has for a tensor: its values, or how a rank makes its slice of them."""
-    return {name: _initial_of(t) if _on_meta(t) else t.detach() for name, t in tensors_of(model)}
+    """By every name that the model has for a tensor: its values, or how a rank makes its slice of them.
+
+    Complex buffers are constants of the programme (complex_ops.py).
+    """
+    real = [(name, t) for name, t in tensors_of(model) if not t.is_complex()]
+    return {name: _initial_of(t) if _on_meta(t) else t.detach() for name, t in real}
 
 
 def _initial_of(tensor: Tensor) -> Initial:

@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from uniap_compiler.bridge.recorder import Recorder
 from uniap_compiler.ir import Diagnostic, Loc, Namer, Op, Value
 
+from .complex_ops import Pair, is_complex
+from .complex_ops import call as complex_call
 from .decompositions import OWN
 
 Node = torch.fx.Node
@@ -32,10 +35,19 @@ def lower(
     inputs = {}
     mode = next((n.meta["val"].fake_mode for n in params if hasattr(n.meta.get("val"), "fake_mode")), FakeTensorMode())
     for node, value in params.items():
-        inputs[node] = node.meta["val"]
-        recorder.bind(inputs[node], value)
+        tensor = node.meta["val"]
+        if is_complex(tensor):  # a constant, whose value is one of pairs
+            with mode:
+                tensor = torch.view_as_real(tensor)
+        inputs[node] = Pair(tensor) if is_complex(node.meta["val"]) else tensor
+        recorder.bind(tensor, value)
     with mode, torch.no_grad(), recorder:
         outputs = _run(module, inputs, locate, current)
+    if any(isinstance(t, Pair) for t in outputs):
+        raise Diagnostic(
+            "the model changes a complex buffer",
+            help="keep it as pairs of numbers, and use torch.view_as_complex on them",
+        )
     return recorder.ops, [recorder.value_of(t) for t in outputs]
 
 
@@ -67,6 +79,8 @@ def _run(
 
 def _call(node: Node, args: Any, kwargs: Any, locate: Callable[[Node], Loc | None], current: list[Loc | None]) -> Any:
     if isinstance(node.target, torch._ops.OpOverload):
+        if is_complex(node.meta.get("val")) or any(isinstance(a, Pair) for a in pytree.tree_leaves(args)):
+            return complex_call(node.target, args, kwargs)
         result = OWN[node.target](*args, **kwargs) if node.target in OWN else NotImplemented
         return node.target(*args, **kwargs) if result is NotImplemented else _as_torch(result, node.meta.get("val"))
     if str(node.target) == "wrap_with_set_grad_enabled":

@@ -2,7 +2,8 @@
 
     aten.lstm.input(x, [h, c], weights)     ->  nn.contract for all steps at once; per step nn.contract, sigmoid, tanh
 
-The formulas are those of torch.nn.LSTM, GRU and RNN.  Dropout between layers is not among them.
+The formulas are those of torch.nn.LSTM, GRU and RNN.  Dropout between layers is put between
+calls for one layer each before it comes here (functional.py).
 """
 
 from __future__ import annotations

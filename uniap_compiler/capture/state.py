@@ -190,7 +190,8 @@ class Registered(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for x in args:
-            if isinstance(x, nn.Parameter) and x.requires_grad and id(x) not in self.own:
+            # without gradients it is a frozen teacher, or a layer that forward only builds
+            if isinstance(x, nn.Parameter) and x.requires_grad and id(x) not in self.own and torch.is_grad_enabled():
                 raise Diagnostic(
                     f"forward uses a parameter of shape {list(x.shape)} that the model does not have",
                     loc=_here(None),

@@ -163,8 +163,9 @@ def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:
     auto = getattr(transformers, auto_class)
     try:
         model = on_meta(lambda: auto.from_config(config))  # transformers skips initialisation on torch.device("meta")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise Diagnostic(f"{spec}: {auto_class} cannot build the model", notes=[str(error).splitlines()[0]]) from error
+    except Exception as error:  # whatever transformers' code does with a config that does not fit together
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise Diagnostic(f"{spec}: {auto_class} cannot build the model", notes=[reason]) from error
     if sum(p.numel() for p in model.parameters()) <= REAL:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
