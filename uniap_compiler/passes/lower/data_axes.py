@@ -239,7 +239,8 @@ class DataAxes:
             raise Diagnostic(
                 "two different dims of this op would be split over the data axes", op=op, func=self.func, loc=op.loc,
                 notes=[f"factors {', '.join(found)} of the rule {rule} are both the batch"],
-                help="every row meets every other row here: use tensor parallelism or pipeline stages for this layer (dp=1)",
+                help="every row meets every other one here: use tensor parallelism or pipeline stages for this layer "
+                "(dp=1)",
             )
         factor = next(iter(found), None)
         if factor is not None and factor in rule.keep:
