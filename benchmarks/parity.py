@@ -32,6 +32,7 @@ PLANS = {
     "pp": "pp=4,micro_batches=4",
     "pp x tp, sequence": "pp=2,tp=2,boundary=sequence,micro_batches=2",
     "recompute": "pp=1,dp=2,tp=2,recompute=full",
+    "selective": "pp=1,dp=2,tp=2,recompute=selective",
     "own choice": "",
 }
 
