@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from uniap_compiler.solver import Problem, enumerate_plans, evaluate, solve
+from uniap_compiler.solver import Plan, Problem, enumerate_plans, evaluate, solve
 from uniap_compiler.solver.backend import BackendError, check_backend
 from uniap_compiler.solver.branch import relax
 from uniap_compiler.solver.instance import build_instance
@@ -84,3 +84,41 @@ def test_the_miqp_alone_equals_enumeration(backend: str, rows: bool) -> None:
             assert closed.bound <= optimum * (1 + 1e-6) + 1e-9
             compared += 1
     assert compared > 150
+
+
+def scaled(data: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The same problem with all seconds times the factor."""
+
+    def times(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: times(own) for key, own in value.items()}
+        return [times(own) for own in value] if isinstance(value, list) else value * factor
+
+    for candidate in data["candidates"]:
+        for name in ("time", "reshard", "transfer", "step_time"):
+            if name in candidate:
+                candidate[name] = times(candidate[name])
+    for value in [*data.get("values", ()), *(v for c in data["candidates"] for v in c.get("values", ()))]:
+        value["reshard"], value["transfer"] = times(value["reshard"]), value["transfer"] * factor
+    return data
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_few_microseconds(backend: str) -> None:
+    """Solvers compare objectives with absolute tolerances: with a start a little worse, they called that optimal."""
+    compared = 0
+    for seed in range(80):
+        problem = Problem.from_json(scaled(random_problem(seed), 1e-6))
+        for n, candidate in enumerate(problem.candidates):
+            at = build_instance(problem, n)
+            plans = sorted(plan for plan in enumerate_plans(problem) if plan[1] == n)
+            if not at.possible or len(plans) < 3:
+                continue
+            objective, _, stage, strategy = plans[len(plans) // 4]
+            start = Plan(n, candidate.stages, candidate.micro_batches, stage, strategy, objective)
+            closed = close(at, None, start, backend, 1e-9, 60.0)
+            assert closed.plan is not None
+            assert evaluate(problem, n, *closed.plan)[0] == pytest.approx(plans[0][0], rel=1e-6, abs=1e-15)
+            assert closed.bound == pytest.approx(plans[0][0], rel=1e-6, abs=1e-15)
+            compared += 1
+    assert compared > 100

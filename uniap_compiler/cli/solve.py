@@ -19,6 +19,9 @@ def register(app: typer.Typer) -> None:
     app.command("solve")(solve)
 
 
+TOP = "How many different plans: the others may take as long as the first one, or 5 s, and never exceed the time limit."
+
+
 def solve(
     problem: Annotated[Path, typer.Argument(help="A uniap-problem/1 file.", exists=True, dir_okay=False)],
     backend: Annotated[Backend, typer.Option(help="The MIP solver behind python-mip.")] = Backend.cbc,
@@ -26,9 +29,9 @@ def solve(
         float | None, typer.Option(metavar="S", min=0.0, help="Seconds; then the best plan so far, with its gap.")
     ] = None,
     gap: Annotated[float, typer.Option(metavar="G", min=0.0, help="Relative gap that is called optimal.")] = 1e-6,
-    top: Annotated[int, typer.Option(metavar="K", min=1, help="How many different plans to print.")] = 1,
+    top: Annotated[int, typer.Option(metavar="K", min=1, help=TOP)] = 1,
     write_lp: Annotated[
-        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Write the MIQP of every visited candidate.")
+        Path | None, typer.Option(metavar="DIR", file_okay=False, help="Write every MIQP that is solved.")
     ] = None,
     certify: Annotated[bool, typer.Option(help="Recompute every derived value by independent code.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress on stderr.")] = False,

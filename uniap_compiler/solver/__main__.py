@@ -18,10 +18,11 @@ def main() -> int:
     parser.add_argument(
         "--gap", type=float, default=1e-6, metavar="G", help="relative gap at which a plan is called optimal"
     )
-    parser.add_argument("--top", type=int, default=1, metavar="K", help="further, different plans")
     parser.add_argument(
-        "--write-lp", default=None, metavar="DIR", help="write the MIQP of every candidate that is visited"
-    )
+        "--top", type=int, default=1, metavar="K",
+        help="how many different plans: the others may take as long as the first one, or 5 s, within the time limit",
+    )  # fmt: skip
+    parser.add_argument("--write-lp", default=None, metavar="DIR", help="write every MIQP that is solved")
     parser.add_argument("--certify", action="store_true", help="recompute every derived value by independent code")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     options = parser.parse_args()

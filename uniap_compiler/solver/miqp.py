@@ -156,7 +156,7 @@ def build_miqp(at: Instance, backend: str, derived: StageTimes | None = None) ->
     """Emit the model of one candidate; `derived` adds the interval rows (D1)-(D3)."""
     model = mip.Model(name=f"uniap_D{at.stages}_c{at.micro_batches}", sense=mip.MINIMIZE, solver_name=backend.upper())
     model.verbose = 0
-    unit = _unit(closed_form(at))
+    unit = _unit(closed_form(at) or max(float(table.max()) for table in (at.time, at.reshard, at.transfer, at.step)))
     out = Miqp(_in_units(at, unit), model, unit)
     _Builder(out.instance, out, derived).build()
     return out
