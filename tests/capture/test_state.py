@@ -34,14 +34,14 @@ def task(body: Callable[[Any, Tensor], Tensor]) -> TrainingTask:
     return TrainingTask(Net(body), {"x": torch.randn(4, 8)})
 
 
-class Sign(torch.autograd.Function):
+class Clipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.sign()
+        return x.clone()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return g
+        return g.clamp(-100.0, 100.0)
 
 
 def counts(m: Net, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ REFUSED = {
     "changes tau every time": decays,
     "reads the tensor centre and replaces it": centres,
     "Python's random": lambda m, x: m.a(x).roll(random.choice([1, 2]), 1),
-    "an autograd Function, Sign": lambda m, x: m.b(Sign.apply(m.a(x))),
+    "an autograd Function, Clipped": lambda m, x: m.b(Clipped.apply(m.a(x))),
     "a hook for a gradient": hooks,
     "a parameter of shape \\[8, 8\\] that the model does not have": lambda m, x: m.hidden[0](m.a(x)),
     "depends on values": lambda m, x: m.a(x)[x.sum(-1) > 0],

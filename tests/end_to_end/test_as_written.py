@@ -88,6 +88,39 @@ def in_place(m: Any, x: Tensor) -> Tensor:
     return m.decoder(h).pow(2).mean()
 
 
+class Sign(torch.autograd.Function):
+    """A straight-through estimator that stops where the activation is large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * (x.abs() <= 1).to(g.dtype)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, strength: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.strength = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * g, None
+
+
+def own_gradients(m: Any, x: Tensor) -> Tensor:
+    h = m.encoder(x)
+    return m.decoder(Sign.apply(h)).pow(2).mean() + m.other(Reversed.apply(h, 0.3)).pow(2).mean()
+
+
 class Closed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -183,6 +216,7 @@ TASKS: dict[str, Callable[[], TrainingTask]] = {
     ),
     "assigned buffer": lambda: _net(averaged, encoder=mlp(), decoder=nn.Linear(8, 8), ema=torch.zeros(8)),
     "checkpoints": lambda: _net(checkpointed, encoder=mlp(), decoder=nn.Linear(8, 8)),
+    "own gradients": lambda: _net(own_gradients, encoder=mlp(), decoder=nn.Linear(8, 8), other=nn.Linear(8, 8)),
     "in place": lambda: _net(in_place, encoder=mlp(), decoder=nn.Linear(8, 8)),
     "closures": lambda: _net(lambda m, x: m.tail(m.body_(x)).pow(2).mean(), body_=Closed(), tail=mlp()),
     "a loss with parameters": weighted,

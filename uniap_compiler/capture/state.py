@@ -3,7 +3,8 @@
     self.steps += 1                        a number in an attribute that every call changes
     self.center = 0.9 * self.center + c    a tensor in an attribute that is no buffer, read and then replaced
     random.random() < p                    Python's and numpy's random numbers
-    h.register_hook(...), a Function       gradients other than those of the ops, which an exported graph does not have
+    h.register_hook(...), a Function       gradients other than those of the ops, which an exported graph does not have;
+                                           except a Function that works element by element (own_gradients.py)
 
 Each is refused where it happens.  An attribute that is only written (`self.attention = weights`) does no harm.
 """
@@ -26,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from uniap_compiler.ir import Diagnostic, Loc
 
+from .own_gradients import elementwise
 from .places import relative, user_line
 
 Place = tuple[str, str]
@@ -134,9 +136,12 @@ def refused(root: Path | None) -> Iterator[None]:
     own = {name: function.__dict__[name] for name in ("apply",)}
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs and (result := elementwise(cls, args)) is not None:
+            return result
         raise Diagnostic(
             f"the model has an autograd Function, {cls.__name__}: its backward would be lost",
             loc=_here(root),
+            notes=["only one whose gradients are the result's, element by element times a factor, is taken as it is"],
             help="make it an op with torch.library.custom_op and register_autograd (docs/own-ops.md); "
             "a straight-through estimator can be written x + (f(x) - x).detach()",
         )

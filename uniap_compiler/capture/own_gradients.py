@@ -1,0 +1,93 @@
+"""Autograd Functions whose backward is a factor per element: straight-through estimators, gradient reversal, clipping.
+
+    y = F.apply(x)      ->      y = F.forward(x).detach() + (x - x.detach()) * F.backward(1)
+
+The second part is zero, and its gradient is the Function's own.  Whether backward is such a factor is tried, on random
+numbers outside of the graph: backward(g) must be g * backward(1) for every g.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+
+class _Context:
+    """What forward leaves for backward."""
+
+    def __init__(self, count: int) -> None:
+        self.needs_input_grad = (True,) * count
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        pass
+
+
+def elementwise(function: Any, args: tuple[Any, ...]) -> Tensor | None:
+    """The result, with the Function's gradients; None where they are no factors of the result's."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if not tensors or not _is_factor(function, args):
+        return None
+    found = _run(function, args)
+    if found is None:
+        return None
+    result, backward = found
+    factors = backward(torch.ones_like(result))
+    result = result.detach()
+    for x, factor in zip(args, factors, strict=True):
+        if isinstance(x, Tensor) and x.is_floating_point() and factor is not None:
+            result = result + (x - x.detach()) * factor.detach()
+    return result
+
+
+def _run(function: Any, args: tuple[Any, ...]) -> tuple[Tensor, Any] | None:
+    """forward's result, and backward as a function of its gradient."""
+    context = _Context(len(args))
+    with torch.no_grad():
+        if function.setup_context is torch.autograd.Function.setup_context:
+            result = function.forward(context, *args)
+        else:
+            result = function.forward(*args)
+            function.setup_context(context, args, result)
+
+    def backward(g: Tensor) -> tuple[Any, ...]:
+        with torch.no_grad():
+            gradients = function.backward(context, g)
+        return gradients if isinstance(gradients, tuple) else (gradients,)
+
+    return (result, backward) if isinstance(result, Tensor) and result.is_floating_point() else None
+
+
+def _is_factor(function: Any, args: tuple[Any, ...]) -> bool:
+    """Tried on real tensors of the same shapes, outside of whatever is recording."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        real = tuple(_random(a) if isinstance(a, Tensor) else a for a in args)
+        try:
+            found = _run(function, real)
+            if found is None:
+                return False
+            result, backward = found
+            ones = backward(torch.ones_like(result))
+            for scale in (1e-6, 10.0, 1e6):  # one that clips shows it
+                g = torch.randn_like(result) * scale
+                for x, factor, gradient in zip(real, ones, backward(g), strict=True):
+                    if factor is None and gradient is None:
+                        continue
+                    if x.shape != result.shape or not torch.allclose(gradient, factor * g, atol=0.0, equal_nan=True):
+                        return False
+        except Exception:  # whatever the user's code does with numbers of ours
+            return False
+    return True
+
+
+def _random(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return torch.zeros(tuple(x.shape), dtype=x.dtype)
+    return torch.rand(tuple(x.shape), dtype=torch.float64).to(x.dtype) * 2 - 0.5
