@@ -22,7 +22,7 @@ from ..bridge.user_ops import copy_ops
 from ..ir import Diagnostic, Module, print_module
 from .initial import RECIPE_FILE, described, missing_weights, save_initial
 from .manifest import FORMAT, build_manifest, settings_of, sha256_file, sha256_text, to_json
-from .rank import World, write_rank
+from .rank import Common, World, fingerprint_line, write_rank
 from .readme import write_readme
 from .stage import write_stage
 
@@ -120,13 +120,15 @@ def _fill(module: Module, session: Session, world: World, root: Path, plan: str)
         )
 
     # The rank files carry the fingerprint, so it is taken over their text without it; and not over initial values.
-    ranks = range(world.size)
     initial = {"weights/initial.safetensors", f"weights/{RECIPE_FILE}"}
     programme = {path: digest for path, digest in hashes.items() if path not in initial}
-    programme |= {f"ranks/{rank_name(r, world)}": sha256_text(write_rank(module, world, r, "")) for r in ranks}
+    common = Common.of(module, world)
+    texts = [write_rank(module, world, rank, "", common) for rank in range(world.size)]
+    programme |= {f"ranks/{rank_name(rank, world)}": sha256_text(text) for rank, text in enumerate(texts)}
     fingerprint = sha256_text(to_json(manifest("", programme, described(module, len(session.constants) > 0))))
-    for rank in ranks:
-        _write(root / "ranks" / rank_name(rank, world), write_rank(module, world, rank, fingerprint))
+    for rank, text in enumerate(texts):
+        signed = text.replace(fingerprint_line(""), fingerprint_line(fingerprint), 1)
+        _write(root / "ranks" / rank_name(rank, world), signed)
     _write(root / "README.md", write_readme(manifest(fingerprint, {}, weights)))
     _write(root / "manifest.json", to_json(manifest(fingerprint, hash_files(root), weights)))
 

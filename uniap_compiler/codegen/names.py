@@ -60,6 +60,8 @@ def literal(value: object) -> str:
     if isinstance(value, tuple):
         return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
     if isinstance(value, list):
+        if all(type(item) is int for item in value):
+            return repr(value)
         return "[" + ", ".join(map(literal, value)) + "]"
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return f'float("{value}")'

@@ -136,9 +136,22 @@ def _groups_of(op: Op) -> Iterable[frozenset[str]]:
             yield frozenset(map(str, axes))
 
 
-def write_rank(module: Module, world: World, rank: int, fingerprint: str) -> str:
-    stage = world.stage_of(rank)
-    at = world.coordinates(rank)
+@dataclass
+class Common:
+    """What the files of many ranks share.  stages: per stage its buffers, constants, and the lines of its schedule."""
+
+    groups: list[str]
+    members: str
+    stages: list[tuple[list[Op], list[Op], list[str]]]
+
+    @classmethod
+    def of(cls, module: Module, world: World) -> Common:
+        members = literal([[*range(s * world.per_stage, (s + 1) * world.per_stage)] for s in range(world.stages)])
+        stages = [_stage(module, stage) for stage in range(world.stages)]
+        return cls(_table("GROUPS", groups_in_use(module, world)), members, stages)
+
+
+def _stage(module: Module, stage: int) -> tuple[list[Op], list[Op], list[str]]:
     constants = _named(module, "plan.constant", _in_roles(module, stage, "constant:"))
     buffers = _named(module, "plan.buffer", _in_roles(module, stage, "buffer:"))
     schedule = module.find("sched.stage", f"stage_{stage}")
@@ -146,6 +159,14 @@ def write_rank(module: Module, world: World, rank: int, fingerprint: str) -> str
         raise ValueError(f"the module has no schedule of stage {stage}")
     table = schedule.attrs["table"]
     assert isinstance(table, (list, tuple))
+    return buffers, constants, [f"    {literal(_entry(entry))}," for entry in table]
+
+
+def write_rank(module: Module, world: World, rank: int, fingerprint: str, common: Common | None = None) -> str:
+    """common: made once for all ranks."""
+    stage, at = world.stage_of(rank), world.coordinates(rank)
+    common = common if common is not None else Common.of(module, world)
+    buffers, constants, schedule = common.stages[stage]
     lines = [
         f'"""Rank {rank} of {world.size}: stage {stage}.  Written by uniap-compiler."""',
         "",
@@ -153,21 +174,25 @@ def write_rank(module: Module, world: World, rank: int, fingerprint: str) -> str
         "",
         '__all__ = ["stage"]',
         "",
-        f"FINGERPRINT = {string(fingerprint)}",
+        fingerprint_line(fingerprint),
         f"RANK = {rank}",
         f"STAGE = {stage}",
         f"COORDINATES = {literal(at)}",
         f"MESH = {literal(world.mesh)}",
-        *_table("GROUPS", groups_in_use(module, world)),
-        f"STAGES = {literal([[*range(s * world.per_stage, (s + 1) * world.per_stage)] for s in range(world.stages)])}",
+        *common.groups,
+        f"STAGES = {common.members}",
         *_table("PARAMETERS", parameters_of(module, world, rank)),
         *_table("BUFFERS", {str(op.symbol): record(op, layout_of(op, "layout"), world, at) for op in buffers}),
         *_table("CONSTANTS", {str(op.symbol): record(op, layout_of(op, "layout"), world, at) for op in constants}),
         "SCHEDULE = [",
-        *(f"    {literal(_entry(entry))}," for entry in table),
+        *schedule,
         "]",
     ]
     return "\n".join(lines) + "\n"
+
+
+def fingerprint_line(fingerprint: str) -> str:
+    return f"FINGERPRINT = {string(fingerprint)}"
 
 
 def _entry(entry: object) -> list[object]:

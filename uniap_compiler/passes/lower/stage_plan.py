@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from uniap_compiler.ir import Diagnostic, Func, Layout, Module, Op, Struct, TensorType, Value
 from uniap_compiler.passes.analysis.precision import Precision
@@ -180,7 +181,15 @@ class StagePlan:
 
     def needs_gradient(self, name: str) -> bool:
         """Whether some layer computes a gradient for the parameter."""
-        return any(r.of == name and r.gradient is not None for r in self.residents)
+        return any(r.gradient is not None for r in self._tensors_of.get(name, ()))
+
+    @cached_property
+    def _tensors_of(self) -> dict[str, list[Resident]]:
+        """The home of every parameter and its copies."""
+        found: dict[str, list[Resident]] = {}
+        for resident in self.residents:
+            found.setdefault(resident.of, []).append(resident)
+        return found
 
     def _gradients(self) -> list[tuple[int, int]]:
         """(index of the call, index of its parameter) of every gradient that a backward gives."""
@@ -229,10 +238,10 @@ class StagePlan:
         return sum(not r.is_home for r in self.residents)
 
     def home(self, name: str) -> Resident:
-        return next(r for r in self.residents if r.is_home and r.name == name)
+        return next(r for r in self._tensors_of[name] if r.is_home)
 
     def copies_of(self, name: str) -> list[Resident]:
-        return [r for r in self.residents if r.of == name and not r.is_home]
+        return [r for r in self._tensors_of.get(name, ()) if not r.is_home]
 
 
 def _pending_on(grad: Value | None, tensor: tuple[str, ...]) -> tuple[str, ...]:
