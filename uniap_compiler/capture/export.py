@@ -143,7 +143,12 @@ def export(
             sites = number(program.graph_module)
             _detach_no_grad_regions(program)
             write_values(program.graph_module)
-            return program.run_decompositions(table()) if _mutates(program) else program, sites
+            if not _mutates(program):
+                return program, sites
+            for module in program.graph_module.modules():
+                if isinstance(module, torch.fx.GraphModule):
+                    module.recompile()  # torch may run what was rewritten here; lower.py reads the graph
+            return program.run_decompositions(table()), sites
         except Diagnostic:
             raise
         except Exception as error:
@@ -239,4 +244,3 @@ def _detach_no_grad_regions(program: ExportedProgram) -> None:
                         detached = graph.call_function(torch.ops.aten.detach.default, (user,))
                     detached.meta = dict(user.meta)
                     user.replace_all_uses_with(detached, delete_user_cb=lambda u, d=detached: u is not d)
-        graph.owning_module.recompile()

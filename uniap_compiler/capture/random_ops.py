@@ -268,17 +268,13 @@ def number(module: GraphModule) -> int:
         return call(uniap.random_site.default, count - 1)
 
     def walk(owner: GraphModule) -> None:
-        changed = False
         for node in list(owner.graph.nodes):
             for argument in node.all_input_nodes if node.op == "call_function" else ():
                 body = getattr(owner, str(argument.target), None) if argument.op == "get_attr" else None
                 if isinstance(body, GraphModule):
                     walk(body)
             if is_random(node):
-                changed = True
                 _replace(owner, node, key)
-        if changed:
-            owner.recompile()
 
     walk(module)
     return count

@@ -191,15 +191,17 @@ def users(func: Func) -> dict[Value, list[Op]]:
 class Namer:
     """Unique names inside one func: keeps the wish when it is free, else appends _1, _2, ..."""
 
-    __slots__ = ("taken",)
+    __slots__ = ("taken", "_last")
 
     def __init__(self, func: Func | None = None) -> None:
         self.taken: set[str] = {v.name for v in func.values()} if func is not None else set()
+        self._last: dict[str, int] = {}  # wish -> the number up to which its names are taken
 
     def __call__(self, wish: str) -> str:
-        name, n = wish, 0
+        name, n = wish, self._last.get(wish, 0)
         while name in self.taken:
             n += 1
             name = f"{wish}_{n}"
+        self._last[wish] = max(n - 1, 0)
         self.taken.add(name)
         return name
