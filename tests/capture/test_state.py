@@ -59,6 +59,17 @@ def centres(m: Net, x: Tensor) -> Tensor:
     return m.a(x) - m.centre
 
 
+def moves(m: Net, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        m.centre[2:].mul_(0.9).add_(m.a(x).mean(0)[2:])
+    return m.a(x) - m.centre
+
+
+def penalises(m: Net, x: Tensor) -> Tensor:
+    (g,) = torch.autograd.grad(m.a(x.requires_grad_()).sum(), x, create_graph=True)
+    return g
+
+
 def hooks(m: Net, x: Tensor) -> Tensor:
     h = m.a(x)
     h.register_hook(lambda g: g * 0.1)
@@ -69,6 +80,8 @@ REFUSED = {
     "changes count every time": counts,
     "changes tau every time": decays,
     "reads the tensor centre and replaces it": centres,
+    "changes the tensor centre in place": moves,
+    "cannot capture": penalises,
     "Python's random": lambda m, x: m.a(x).roll(random.choice([1, 2]), 1),
     "an autograd Function, Clipped": lambda m, x: m.b(Clipped.apply(m.a(x))),
     "a hook for a gradient": hooks,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from uniap_compiler.ir import Diagnostic
 
@@ -139,6 +140,7 @@ def export(
             program = torch.export.export(step, inputs, strict=False)
             check_tensors(step, before, step.seen.replaced, program.constants, root)
             _check(program, root)
+            _check_constants(program, root)
             write_casts(program, lambda node: user_line(node.meta.get("stack_trace") or "", root))
             sites = number(program.graph_module)
             _detach_no_grad_regions(program)
@@ -173,6 +175,8 @@ def failure(error: Exception, batch: int, root: Path | None) -> Diagnostic:
     help = None
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__ or "item()" in text:
         help = "the model branches on a tensor's value; compute with torch.where, or move the decision out of forward"
+    elif "fake tensor in the exported program" in text:
+        help = "forward calls something that cannot be recorded: torch.autograd.grad, or numpy on a tensor"
     return Diagnostic(
         f"torch.export cannot capture the model (at a batch of {batch} rows)", loc=loc, notes=notes, help=help
     )
@@ -207,6 +211,34 @@ def _check(program: ExportedProgram, root: Path | None) -> None:
                     help="dropout, rand, randn, randint, bernoulli, normal, uniform_ and exponential_ are supported; "
                     "draw other random numbers outside and pass them in the batch",
                 )
+
+
+def _check_constants(program: ExportedProgram, root: Path | None) -> None:
+    """Refuse changes in place of tensors that are no buffers (and of views of them)."""
+    constants = {
+        s.arg.name: str(s.target) for s in program.graph_signature.input_specs if s.kind == InputKind.CONSTANT_TENSOR
+    }
+
+    def walk(module: torch.nn.Module, known: dict[torch.fx.Node, str]) -> None:
+        for node in getattr(module, "graph", torch.fx.Graph()).nodes:
+            if node.op != "call_function" or not node.args:
+                continue
+            if str(node.target) == "wrap_with_set_grad_enabled":
+                body = getattr(module, str(node.args[1].target))
+                inside = body.graph.find_nodes(op="placeholder")
+                walk(body, {p: known[a] for p, a in zip(inside, node.args[2:]) if a in known})
+            elif isinstance(node.target, torch._ops.OpOverload) and node.args[0] in known:
+                if node.target._schema.is_mutable and node.target not in _HARMLESS:
+                    raise Diagnostic(
+                        f"forward changes the tensor {known[node.args[0]].removeprefix('model.')} in place",
+                        loc=user_line(node.meta.get("stack_trace") or "", root),
+                        help="make it a buffer, with register_buffer in __init__: buffers may be changed in forward",
+                    )
+                if node.target.is_view:
+                    known[node] = known[node.args[0]]
+
+    nodes = program.graph.find_nodes(op="placeholder")
+    walk(program.graph_module, {n: constants[n.name] for n in nodes if n.name in constants})
 
 
 def _sizes_are_data(value: Any) -> bool:
