@@ -97,13 +97,14 @@ class Sweep:
                 if rounds[n] < len(MIQP_NODES):
                     out.miqp[n] = max(self._by_miqp(n, MIQP_NODES[rounds[n]]), out.miqp.get(n, 0.0))
                     rounds[n] += 1
+                    node.bound = max(node.bound, out.miqp[n])
+                    self._report(queue, node)
                     if self.pool.excludes(out.miqp[n]):
                         queue = [entry for entry in queue if entry[1] != n]
                         heapq.heapify(queue)
                         out.bound_elsewhere = min(out.bound_elsewhere, out.miqp[n])
                         continue
                 node.go_on(FIRST_WORK * MORE ** rounds[n])
-                node.bound = max(node.bound, out.miqp[n])
                 heapq.heappush(queue, (node.bound, n, serial, node))
                 continue
             if node.solved:
