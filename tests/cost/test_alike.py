@@ -1,4 +1,7 @@
-"""Kinds of layers that differ in numbers only are searched once: what the others get is what a search would find."""
+"""What is searched once: kinds of layers that differ in numbers only, boundaries that differ in name only.
+
+What the others get is what their own search would find.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from torch import Tensor, nn
 from uniap_compiler import TrainingTask
 from uniap_compiler.capture import capture
 from uniap_compiler.cluster import load_cluster
-from uniap_compiler.ir import ConstantStore, Module
+from uniap_compiler.ir import ConstantStore, Func, Module
 from uniap_compiler.ir.printer import print_func
+from uniap_compiler.passes.analysis.cost.op_cost import SearchCost
 from uniap_compiler.passes.manager import Session, run_passes
 from uniap_compiler.passes.pipelines import parse_pipeline
+from uniap_compiler.passes.solve import enumerate_strategies
 from uniap_compiler.passes.solve.alike import alike, plain_pair, translated, translation
 from uniap_compiler.passes.solve.cluster_op import cluster_of
 from uniap_compiler.passes.solve.enumerate_strategies import EnumerateStrategies, force_of, search_pattern
@@ -34,11 +39,14 @@ class Block(nn.Module):
         return x / self.rates[1] + y
 
 
-def compiled(rates: list[tuple[float, float]], passes: str, force: str = "tp=2") -> tuple[Module, list[str]]:
+def compiled(
+    rates: list[tuple[float, float]], passes: str, force: str = "tp=2", tokens: int = 16
+) -> tuple[Module, list[str]]:
     """The module, and the kinds of the blocks with these rates; what stands before and behind joins other blocks."""
     blocks = [Block(pair) for pair in (PAD, *rates, PAD)]
     model = nn.Sequential(nn.Linear(64, 256), *blocks, nn.Linear(256, 8))
-    task = TrainingTask(model, torch.randn(4, 16, 64), lambda y, t: (y - t).square().mean(), torch.randn(4, 16, 8))
+    batch, targets = torch.randn(4, tokens, 64), torch.randn(4, tokens, 8)
+    task = TrainingTask(model, batch, lambda y, t: (y - t).square().mean(), targets)
     constants = ConstantStore()
     module = capture(task, constants=constants)
     module.attrs |= {"global_batch": 8, "force": force}
@@ -53,7 +61,7 @@ def test_what_is_searched_once_is_what_every_search_would_find() -> None:
     graph, first = StepGraph.of(module), kinds[0]
     assert len(set(kinds)) == 3 and [graph.like[kind] for kind in kinds] == [first] * 3
     assert {t for name, t in zip(graph.names, graph.types, strict=True) if name in "234"} == {first}
-    wanted = list(EnumerateStrategies()._wanted(graph, force_of(module), cluster_of(module), 8))
+    wanted = _wanted(module)
     assert [w[2] for w in wanted if w[0] == first] == ["replicated", "sequence"]
     for _, _, boundary, cost in (w for w in wanted if w[0] == first):
         pattern = tuple(module.funcs[f"{first}.tp2.{boundary}.{phase}"] for phase in ("forward", "backward"))
@@ -93,3 +101,28 @@ def test_the_plan_has_its_own_patterns_only() -> None:
         assert [op.attrs["other"] for op in ops if op.name == "aten.div.Tensor"] == [a, a, b]
         assert {op.loc.module.split(".")[0] for op in ops if op.loc is not None} == {layer}
         assert module.funcs[f"{kind}.tp2.sequence.backward"].attrs["of"] == f"{kind}.tp2.sequence.forward"
+
+
+@pytest.mark.parametrize("tokens, searches", [(15, ["replicated"]), (16, ["replicated", "sequence"])])
+def test_a_sequence_that_does_not_divide_is_not_searched_again(
+    tokens: int, searches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def count(module: Module, kind: str, sizes: tuple[int, ...], boundary: str, cost: SearchCost) -> tuple[Func, Func]:
+        found.append((kind, boundary))
+        return search_pattern(module, kind, sizes, boundary, cost)
+
+    monkeypatch.setattr(enumerate_strategies, "search_pattern", count)
+    module, (kind,) = compiled([(0.9, 0.5)], f"{RULES},enumerate-strategies", tokens=tokens)
+    assert [boundary for name, boundary in found if name == kind] == searches
+    cost = next(w[3] for w in _wanted(module) if w[0] == kind)
+    own = search_pattern(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), "sequence", cost)
+    for func in own:
+        func.attrs.pop("selective", None)
+        module.funcs[func.name].attrs.pop("selective", None)
+        assert print_func(func) == print_func(module.funcs[func.name])
+
+
+def _wanted(module: Module) -> list[tuple[str, int, str, SearchCost]]:
+    return list(EnumerateStrategies()._wanted(StepGraph.of(module), force_of(module), cluster_of(module), 8))

@@ -18,10 +18,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from uniap_compiler.cluster import Cluster, Mesh
-from uniap_compiler.ir import Attrs, Diagnostic, Func, Module, Op
+from uniap_compiler.ir import Attrs, Diagnostic, Func, Module, Op, Symbol
 from uniap_compiler.passes.analysis.cost.op_cost import SearchCost, matrix_operations
 from uniap_compiler.passes.analysis.cost.strategy_cost import Strategy
+from uniap_compiler.passes.lower.insert_communication import pattern_name
 
+from .alike import plain_pair
 from .cluster_op import cluster_of, record_cluster
 from .force import Force, admits, check_degrees, parse_force
 from .pattern_costs import choose_selective, pattern_costs
@@ -57,10 +59,14 @@ class EnumerateStrategies:
         graph, force = StepGraph.of(module), force_of(module)
         check_degrees(force, graph.names, cluster.devices, batch)
         wanted = list(self._wanted(graph, force, cluster, batch))
-        for kind, _, boundary, cost in wanted:
-            for func in search_pattern(module, kind, tuple(cost.mesh.axes[a] for a in cost.axes), boundary, cost):
+        done: list[tuple[str, int, str, SearchCost]] = []
+        for kind, tp, boundary, cost in wanted:
+            sizes = tuple(cost.mesh.axes[a] for a in cost.axes)
+            pair = _as_replicated(module, kind, tp, sizes) if (kind, tp, "replicated", cost) in done else None
+            for func in pair or search_pattern(module, kind, sizes, boundary, cost):
                 module.funcs.pop(func.name, None)
                 module.add(func)
+            done.append((kind, tp, boundary, cost))
         choose_selective(module, graph, cluster, batches_of(cluster.devices, batch, len(graph.layers))[-1])
         _write_rows(module, graph, cluster, batch)
         return f"{len(graph.layers)} layers of {len(graph.kinds())} kinds, {len(wanted)} patterns searched"
@@ -109,10 +115,7 @@ def search_pattern(
     tensor parallelism in name only (with less memory nowhere): then it is what the search finds with less latency."""
     from uniap_compiler.passes.analysis.tensor_parallel.search import search
 
-    forward = module.funcs[f"{kind}.forward"]
-    backward = module.funcs.get(f"{kind}.backward")
-    if backward is None:  # nothing in the layer needs a gradient
-        backward = Func(f"{kind}.backward", attrs={"kind": "backward", "of": forward.name, "results": []})
+    forward, backward = _plain(module, kind)
     enough = _ENOUGH * _work((forward, backward), (), cost.batch)
     first = search(forward, backward, sizes, boundary, cost)
     if _work(first, sizes, cost.batch) <= enough:
@@ -125,6 +128,28 @@ def search_pattern(
         if _work(pair, sizes, cost.batch) <= enough:
             return pair
     return last
+
+
+def _plain(module: Module, kind: str) -> tuple[Func, Func]:
+    forward, backward = plain_pair(module, kind)
+    if backward is None:  # nothing in the layer needs a gradient
+        backward = Func(f"{kind}.backward", attrs={"kind": "backward", "of": forward.name, "results": []})
+    return forward, backward
+
+
+def _as_replicated(module: Module, kind: str, tp: int, sizes: tuple[int, ...]) -> tuple[Func, Func] | None:
+    """The pattern with boundary=sequence where the layer has no sequence that divides: it is the replicated one."""
+    from uniap_compiler.passes.analysis.tensor_parallel.search import boundary_matters
+
+    if boundary_matters(*_plain(module, kind), sizes):
+        return None
+    pair = []
+    for phase in ("forward", "backward"):
+        func = module.funcs[f"{pattern_name(kind, tp, 'replicated')}.{phase}"]
+        pair.append(func.clone(f"{pattern_name(kind, tp, 'sequence')}.{phase}"))
+        pair[-1].attrs["boundary"] = "sequence"
+    pair[1].attrs["of"] = Symbol(pair[0].name)
+    return pair[0], pair[1]
 
 
 def _cheap(share: float) -> Weights:

@@ -22,6 +22,13 @@ BOUNDARIES = ("replicated", "sequence")
 log = logging.getLogger("uniap_compiler.tensor_parallel")
 
 
+def boundary_matters(forward: Func, backward: Func, sizes: tuple[int, ...]) -> bool:
+    """Whether some activation lies differently between layers: 49 patches are whole on four devices, either way."""
+    graphs = [build_graph(forward, backward, tuple(sizes), boundary) for boundary in BOUNDARIES]
+    states = [([t.state for t in graph.tensors], [s.state for s in graph.sinks]) for graph in graphs]
+    return states[0] != states[1]
+
+
 def search(
     forward: Func,
     backward: Func,
