@@ -196,15 +196,17 @@ class Registered(TorchFunctionMode):
         self.own = {id(p) for p in module.parameters()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not (isinstance(result, Tensor) and result.requires_grad):
+            return result  # no gradient: a frozen teacher, or a layer that forward only builds
         for x in args:
-            # without gradients it is a frozen teacher, or a layer that forward only builds
-            if isinstance(x, nn.Parameter) and x.requires_grad and id(x) not in self.own and torch.is_grad_enabled():
+            if isinstance(x, nn.Parameter) and x.requires_grad and id(x) not in self.own:
                 raise Diagnostic(
                     f"forward uses a parameter of shape {list(x.shape)} that the model does not have",
                     loc=_here(None),
                     help="a list of modules is nn.ModuleList; for one that is not to be trained, requires_grad_(False)",
                 )
-        return func(*args, **(kwargs or {}))
+        return result
 
 
 def _here(root: Path | None) -> Loc | None:

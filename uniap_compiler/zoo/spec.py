@@ -104,7 +104,8 @@ def _task(spec: str, find: Any, text: str) -> TrainingTask:
     kind = kind_of(str(task))
     config = _config(source, options)
     if image_size is not None and hasattr(config, "image_size"):
-        config.image_size = image_size
+        several = isinstance(config.image_size, (list, tuple)) and isinstance(image_size, int)
+        config.image_size = [image_size] * len(config.image_size) if several else image_size
     if dropout is not None:
         _set_dropout(config, float(dropout))
     config.use_cache = False
