@@ -91,12 +91,13 @@ def compile(
     task: TrainingTask | str, cluster: Cluster | PathLike, global_batch: int, *, out: PathLike = "build",
     force: str | None = None, schedule: str | None = None, dtype: str | None = None, dump: PathLike | None = None,
     write_lp: PathLike | None = None, weights: PathLike | None = None, reduce_dtype: str | None = None,
-    progress: Progress = lambda text: None, instruments: Sequence[Instrument] = (),
+    time_limit: float | None = None, progress: Progress = lambda text: None, instruments: Sequence[Instrument] = (),
 ) -> Compiled:
     """Find the fastest plan for the task on the cluster and write the bundle.  Raises Diagnostic for a user's mistake.
 
     task: a TrainingTask or a SPEC.  cluster: a Cluster, a preset's name or a TOML file.  force: as on the command line.
-    dump: a folder for the module after every pass.  write_lp: a folder for the MIQPs.
+    dump: a folder for the module after every pass.  write_lp: a folder for the MIQPs.  time_limit: seconds for the
+    solver (30); then the best plan so far is taken, with its bound and gap.
     weights: a safetensors checkpoint to start from, instead of the task's.  reduce_dtype: of gradients between devices,
     instead of the optimizer's.
     """
@@ -131,14 +132,14 @@ def compile(
         source_root=loaded.source.resolve().parent if loaded.source is not None else None,
         ops=loaded.op_files(),
     )
-    _set_options(module, session, force, schedule, write_lp)
+    _set_options(module, session, force, schedule, write_lp, time_limit)
     return _finish(module, session, passes, out, clock, dump, instruments)
 
 
 def resume(
     path: PathLike, *, out: PathLike = "build", cluster: Cluster | PathLike | None = None, force: str | None = None,
     schedule: str | None = None, dump: PathLike | None = None, write_lp: PathLike | None = None,
-    progress: Progress = lambda text: None, instruments: Sequence[Instrument] = (),
+    time_limit: float | None = None, progress: Progress = lambda text: None, instruments: Sequence[Instrument] = (),
 ) -> Compiled:
     """Go on from a dump: the remaining passes, then the bundle."""
     path, out, clock = Path(path), Path(out), _Clock(progress, [])
@@ -153,7 +154,7 @@ def resume(
         record_cluster(module, session.cluster)
     if LEVELS.index(str(module.attrs["level"])) > LEVELS.index("planned"):
         clock.plan = _plan_beside(path)
-    _set_options(module, session, force, schedule, write_lp)
+    _set_options(module, session, force, schedule, write_lp, time_limit)
     return _finish(module, session, passes, out, clock, dump, instruments)
 
 
@@ -297,7 +298,8 @@ def _source_sha256(task: TrainingTask) -> str:
 
 
 def _set_options(
-    module: Module, session: Session, force: str | None, schedule: str | None, write_lp: PathLike | None
+    module: Module, session: Session, force: str | None, schedule: str | None, write_lp: PathLike | None,
+    time_limit: float | None,
 ) -> None:
     """In the module what later passes need, so that a dump has it; in the session what only this run wants."""
     if force:
@@ -307,6 +309,8 @@ def _set_options(
     session.options = {"force": module.attrs.get("force"), "schedule": module.attrs.get("schedule")}
     if write_lp is not None:
         session.options["write_lp"] = Path(write_lp)
+    if time_limit is not None:
+        session.options["time_limit"] = time_limit
 
 
 def _finish(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,23 @@ def test_the_cluster_travels_in_the_module() -> None:
 def test_write_lp_keeps_the_problem(tmp_path: Path) -> None:
     SolveParallelism().run(chain(cluster(), force="pp=2"), Session(options={"write_lp": tmp_path}))
     assert json.loads((tmp_path / "problem.json").read_text())["format"] == "uniap-problem/1"
+
+
+@pytest.mark.parametrize(("options", "limit"), [({}, 7.0), ({"time_limit": 3.0}, 3.0)])
+def test_the_time_limit_of_the_session_comes_first(
+    options: dict[str, float], limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from uniap_compiler import solver
+
+    whole, seen = solver.solve, []
+
+    def solve(problem: solver.Problem, **given: Any) -> solver.Result:
+        seen.append(given["time_limit"])
+        return whole(problem, **given)
+
+    monkeypatch.setattr(solver, "solve", solve)
+    SolveParallelism(time_limit=7.0).run(chain(cluster()), Session(options=options))
+    assert seen == [limit]
 
 
 @pytest.mark.parametrize(

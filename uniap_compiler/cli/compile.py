@@ -66,6 +66,10 @@ def compile_command(
     ] = None,
     dump: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the module after every pass.")] = None,
     write_lp: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the problem and solved MIQPs.")] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0.1, help="Seconds for the solver; then its best plan, with bound and gap. [30]"),
+    ] = None,
     timing: Annotated[bool, typer.Option("--timing", help="Print the seconds of every pass.")] = False,
     from_: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Go on from a dump instead of a SPEC.")
@@ -86,7 +90,8 @@ def compile_command(
             raise typer.BadParameter(f"a SPEC needs {' and '.join(missing)}")
     elif global_batch is not None:
         raise typer.BadParameter(f"{sources[0]} has its global batch already")
-    if plan is not None and (unused := _given(cluster=cluster, force=force, schedule=schedule, write_lp=write_lp)):
+    chosen = {"cluster": cluster, "force": force, "schedule": schedule, "write_lp": write_lp, "time_limit": time_limit}
+    if plan is not None and (unused := _given(**chosen)):
         raise typer.BadParameter(f"--plan keeps the plan, so {unused} has no effect")
     if spec is None and (unused := _given(task=task, seq=seq, weights=weights, reduce_dtype=reduce_dtype)):
         raise typer.BadParameter(f"{sources[0]} has its task already, so {unused} has no effect")
@@ -96,8 +101,8 @@ def compile_command(
         raise typer.BadParameter("--from goes on in the dtype of the dump; --plan takes --dtype")
 
     compiled = _compile(
-        spec, cluster, global_batch, out, force, schedule, dtype, reduce_dtype, weights, dump, write_lp, from_, plan,
-        as_json,
+        spec, cluster, global_batch, out, force, schedule, dtype, reduce_dtype, weights, dump, write_lp, time_limit,
+        from_, plan, as_json,
     )  # fmt: skip
     if as_json:
         print(json.dumps(summary(compiled)))
@@ -118,7 +123,8 @@ def _given(**options: object) -> str | None:
 def _compile(
     spec: str | None, cluster: str | None, global_batch: int | None, out: Path, force: str | None,
     schedule: Schedule | None, dtype: Dtype | None, reduce_dtype: ReduceDtype | None, weights: Path | None,
-    dump: Path | None, write_lp: Path | None, from_: Path | None, plan: Path | None, quiet: bool,
+    dump: Path | None, write_lp: Path | None, time_limit: float | None, from_: Path | None, plan: Path | None,
+    quiet: bool,
 ) -> Compiled:
     console = Console(stderr=True, emoji=False)
     chosen = schedule.value if schedule is not None else None
@@ -136,12 +142,12 @@ def _compile(
         if from_ is not None:
             return driver.resume(
                 from_, out=out, cluster=cluster, force=force, schedule=chosen, dump=dump, write_lp=write_lp,
-                progress=progress,
+                time_limit=time_limit, progress=progress,
             )
         assert spec is not None and cluster is not None and global_batch is not None
         return driver.compile(
             spec, cluster, global_batch, out=out, force=force, schedule=chosen, dtype=precision, dump=dump,
-            write_lp=write_lp, weights=weights, progress=progress,
+            write_lp=write_lp, weights=weights, time_limit=time_limit, progress=progress,
             reduce_dtype=reduce_dtype.value if reduce_dtype is not None else None,
         )  # fmt: skip
 

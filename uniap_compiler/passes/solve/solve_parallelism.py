@@ -44,7 +44,9 @@ class SolveParallelism:
     requires: ClassVar[str] = "annotated"
     ensures: ClassVar[str] = "planned"
 
-    time_limit: float = 300.0
+    time_limit: float = 30.0
+    """Seconds, unless the session's options say otherwise."""
+
     top: int = 4
     """How many of the solver's best plans are simulated."""
 
@@ -53,14 +55,14 @@ class SolveParallelism:
             record_cluster(module, session.cluster)
         setting = setting_of(module)
         problem = build_problem(setting)
-        folder = session.options.get("write_lp")
-        answer = solve(problem, self.time_limit, self.top, Path(folder) if folder is not None else None)
+        folder, limit = session.options.get("write_lp"), float(session.options.get("time_limit", self.time_limit))
+        answer = solve(problem, limit, self.top, Path(folder) if folder is not None else None)
         if answer.status == "infeasible":
             raise explain(setting)
         if not answer.plans:
             raise Diagnostic(
-                f"no plan was found within {self.time_limit:g} s",
-                help="give it longer: solve-parallelism{time-limit=...}, or force some of the choices",
+                f"no plan was found within {limit:g} s",
+                help="give it longer (--time-limit), or force some of the choices",
             )
         simulated = [simulate_plan(setting, problem, plan) for plan in answer.plans]
         order = sorted(range(len(simulated)), key=lambda n: (simulated[n].seconds, answer.plans[n].objective))
