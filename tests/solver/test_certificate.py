@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from uniap_compiler.solver import Plan, Problem, enumerate_plans, solve
+from uniap_compiler.solver import Plan, Problem, enumerate_plans, fronts, solve
 from uniap_compiler.solver.branch import relax
 from uniap_compiler.solver.certificate import check_rows, check_sweep
 from uniap_compiler.solver.instance import build_instance
@@ -123,12 +124,19 @@ def test_a_plan_that_is_not_optimal_is_not_certified() -> None:
     assert refused > 20
 
 
-def test_certificates_of_random_problems() -> None:
-    checked = 0
+@pytest.mark.parametrize("labels", [True, False])
+def test_certificates_of_random_problems(monkeypatch: pytest.MonkeyPatch, labels: bool) -> None:
+    """Stage by stage, and by the MIQP with recomputed rows when no label of the other argument may be made."""
+    if not labels:
+        monkeypatch.setattr(fronts, "WORK", 0.0)
+    arguments: Counter[str] = Counter()
+    values = 0
     for seed in range(60):
         problem = Problem.from_json(random_problem(seed))
         result = solve(problem, certify=True)
         if result.plans:
-            assert result.status == "optimal" and result.proof["certificate"]["certified"], seed
-            checked += result.proof["certificate"]["values_recomputed"]
-    assert checked > 50
+            certificate = result.proof["certificate"]
+            assert result.status == "optimal" and certificate["certified"], seed
+            arguments.update(certificate["arguments"])
+            values += certificate["values_recomputed"]
+    assert arguments["stage by stage"] > 20 if labels else values > 50

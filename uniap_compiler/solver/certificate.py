@@ -1,8 +1,9 @@
 """The certificate: every derived value recomputed from the raw problem by code that shares nothing with the search.
 
-For every candidate, one of three arguments must show that no plan is below the threshold:
+For every candidate, one of four arguments must show that no plan is below the threshold:
 - "closed form": the bound (B1), summed again with plain loops;
 - "interval bounds": the class-blind bounds of stage times and the search over periods, both written again here;
+- "stage by stage": all stages that a better plan could hold, by labels, and all plans of them (fronts.py);
 - "MIQP": the exact model closes with derived rows. Each row's value is attained by the strategies that come with it
   (summed from the raw tables), and a label search of its own finds nothing below it; where labels are too many, the
   bound of this file's own tables is the row. Which intervals may be left out is decided here, not taken over.
@@ -19,6 +20,7 @@ from typing import Any
 
 from uniap_compiler.solver.branch import Cover, relax
 from uniap_compiler.solver.evaluate import evaluate
+from uniap_compiler.solver.fronts import Fronts
 from uniap_compiler.solver.instance import build_instance
 from uniap_compiler.solver.miqp import StageTimes
 from uniap_compiler.solver.plan import Plan
@@ -101,6 +103,8 @@ class _Check:
             elif cover.parts:
                 argument = "split"
                 self.parts(problem, n, raw, cover)
+            elif self.fronts(raw, table):
+                argument = "stage by stage"
             else:
                 self.miqp(problem, n, raw, table)
         self.report.arguments[argument] = self.report.arguments.get(argument, 0) + 1
@@ -120,6 +124,13 @@ class _Check:
                 return
             fixed = [*problem.fixed, Fixed(u, strategies=[names[k] for k in group])]
             self.candidate(replace(problem, fixed=fixed), n, cover.parts.get(key, Cover()))
+
+    def fronts(self, raw: Raw, table: Table) -> bool:
+        """Whether everything that a better plan could be made of was looked at, and none was found."""
+        try:
+            return Fronts(raw, table, self.threshold, self.deadline).bound() >= self.threshold
+        except TooHard:
+            return False
 
     def miqp(self, problem: Problem, n: int, raw: Raw, table: Table) -> None:
         at, intervals = build_instance(problem, n), table.survivors(self.threshold)

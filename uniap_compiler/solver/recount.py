@@ -163,7 +163,7 @@ class Raw:
         """
         needed = max(min(self.work[u][k] for k in self.choices[u]) for u in range(a, b + 1))
         ceilings = {self.work[u][k] for u in range(a, b + 1) for k in self.choices[u]}
-        lam = self._multipliers(i, range(a, b + 1), w)
+        lam = self.multipliers(i, range(a, b + 1), w)
         found = [self._least_under(i, a, b, w, below, top, lam) for top in sorted(ceilings) if top >= needed]
         return min(found, default=math.inf)
 
@@ -207,7 +207,7 @@ class Raw:
                 return math.inf
         return min(t for _, t, _ in labels)
 
-    def _multipliers(self, i: int, layers: range, w: float) -> np.ndarray:
+    def multipliers(self, i: int, layers: range, w: float) -> np.ndarray:
         """0 and exchange rates of seconds for bytes between any two strategies of a kind, thinned out."""
         rates = {0.0}
         for kind in dict.fromkeys(self.problem.layers[u] for u in layers):
@@ -254,7 +254,7 @@ class Raw:
         for i in range(D):
             inside = [self.low[u] <= i <= self.high[u] for u in range(L)]
             for n, w in enumerate((0.0, 1.0 / D)):
-                lam = self._multipliers(i, range(L), w)
+                lam = self.multipliers(i, range(L), w)
                 for low, high in ranges:
                     cost = self._costs(i, w, lam, high)
                     for a in range(L):
@@ -293,7 +293,7 @@ class Raw:
         for i in range(self.D):
             starts = {a: b for (j, a), b in alive.items() if j == i}
             for values, w in ((table.time, 0.0), (table.cost, 1.0 / self.D)):
-                lam = self._multipliers(i, range(self.L), w) if starts else np.zeros(1)
+                lam = self.multipliers(i, range(self.L), w) if starts else np.zeros(1)
                 known: dict[tuple[object, ...], np.ndarray] = {}
                 for a, end in starts.items():
                     state = np.zeros((len(ranges), len(lam) + 1, len(names)))
