@@ -45,12 +45,17 @@ def copy_ops(paths: Iterable[Path], folder: Path) -> None:
 
 
 def _imported(path: Path) -> ModuleType | None:
-    """The module of this file, under whatever name: a second import would define its ops again."""
+    """The module of this file or of a copy of it, under whatever name: a second import would define its ops again,
+    and torch's handles of the first definition would point to nothing."""
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and Path(file).name == path.name and Path(file).resolve() == path.resolve():
+        if isinstance(file, str) and Path(file).name == path.name and _same(Path(file), path):
             return module
     return None
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve() or (a.is_file() and a.read_bytes() == b.read_bytes())
 
 
 def _import(path: Path) -> None:
