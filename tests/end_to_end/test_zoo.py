@@ -6,26 +6,17 @@ A few of each in `make test`; every model under every plan, with and without dro
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
 
 from uniap_compiler.zoo import find_task, zoo
 
-from .plans import Workshop, check, strategies
+from .plans import ROOT, Workshop, check, strategies
 
-RANKS, ROWS = 4, 8
-PLANS = {
-    "dp": "pp=1,dp=4",
-    "tp": "pp=1,tp=4",
-    "sharded": "pp=1,dp=4,shard=parameters",
-    "dp x tp": "pp=1,dp=2,tp=2",
-    "pp": "pp=4,micro_batches=4",
-    "pp x tp, sequence": "pp=2,tp=2,boundary=sequence,micro_batches=2",
-    "recompute": "pp=1,dp=2,tp=2,recompute=full",
-    "selective": "pp=1,dp=2,tp=2,recompute=selective",
-    "own choice": "",
-}
+PARITY = runpy.run_path(str(ROOT / "benchmarks" / "parity.py"))
+RANKS, ROWS, PLANS = PARITY["RANKS"], PARITY["ROWS"], PARITY["PLANS"]
 QUICK = [
     ("llama-7b", 0.0, "own choice"),
     ("bert-huge", 0.1, "dp x tp"),

@@ -19,7 +19,7 @@ from ..runtime import weights as weights_file
 from ..runtime.errors import BundleError
 from ..runtime.initialise import Recipe, Recipes, to_json
 from ..runtime.pretrained import Pretrained, Wanted
-from .rank import model_shape_of, shape_of, torch_name
+from .rank import shape_of, torch_name
 
 if TYPE_CHECKING:
     from ..passes.manager import Session
@@ -67,7 +67,7 @@ def save_initial(module: Module, session: Session, folder: Path) -> dict[str, An
     """
     homes = [op for op in module.ops if op.name == "plan.parameter" and op.attrs.get("home", True)]
     buffers = [op for op in module.ops if op.name == "plan.buffer"]
-    parameters = {str(op.symbol): (model_shape_of(op), _names(op.attrs.get("aliases"))) for op in homes}
+    parameters = {str(op.symbol): (shape_of(op, padded=False), _names(op.attrs.get("aliases"))) for op in homes}
     values = _values(module, session.weights or {}, parameters, {str(op.symbol): (shape_of(op), []) for op in buffers})
     dtypes = {str(op.symbol): getattr(torch, torch_name(op.attrs["dtype"])) for op in (*homes, *buffers)}
     save_weights(folder / "initial.safetensors", values, dtypes)

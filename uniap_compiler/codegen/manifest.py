@@ -17,7 +17,7 @@ from typing import Any
 
 from ..ir import Attr, Layout, Module, Struct
 from ..passes.analysis.precision import LOW, Precision
-from .rank import World, layout_of, model_shape_of, shape_of, torch_name
+from .rank import World, layout_of, shape_of, torch_name
 
 FORMAT = "uniap-bundle/1"
 
@@ -134,7 +134,7 @@ def _parameters(module: Module) -> dict[str, Any]:
         stages.setdefault(str(op.attrs["of"]), set()).add(op.attrs["stage"])
     return {
         str(op.symbol): {
-            "shape": model_shape_of(op),
+            "shape": shape_of(op, padded=False),
             "dtype": torch_name(op.attrs["dtype"]),
             "home_stage": op.attrs["stage"],
             "stages": sorted(stages[str(op.symbol)]),

@@ -96,8 +96,8 @@ def record(
     slices = slices_of(shape_of(op), layout, world, coordinates)
     shape = [prod(stop - start for _, start, stop in dim) for dim in slices]
     found = {"shape": shape, "dtype": torch_name(op.attrs["dtype"]), "slices": slices, **extra}
-    if (full := model_shape_of(op)) != shape_of(op):
-        found["unpadded"] = full
+    if "unpadded" in op.attrs:
+        found["unpadded"] = shape_of(op, padded=False)
     return found
 
 
@@ -225,15 +225,9 @@ def _named(module: Module, kind: str, names: set[str]) -> list[Op]:
     return ops
 
 
-def shape_of(op: Op) -> list[int]:
-    shape = op.attrs["shape"]
-    assert isinstance(shape, (list, tuple))
-    return [int(str(size)) for size in shape]
-
-
-def model_shape_of(op: Op) -> list[int]:
-    """Without padding."""
-    shape = op.attrs.get("unpadded", op.attrs["shape"])
+def shape_of(op: Op, *, padded: bool = True) -> list[int]:
+    """Of the full tensor, as ranks share it; without padding as the model knows it."""
+    shape = op.attrs["shape"] if padded else op.attrs.get("unpadded", op.attrs["shape"])
     assert isinstance(shape, (list, tuple))
     return [int(str(size)) for size in shape]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from uniap_compiler.ir import Func, Module, Op
+from uniap_compiler.ir import Attrs, Func, Module, Op
 
 from .mesh import stage_mesh
 from .parameters import Resident
@@ -67,13 +67,12 @@ def _declare(module: Module, plan: StagePlan) -> None:
 
 
 def _parameter(r: Resident, plan: StagePlan) -> Op:
-    return Op(
-        "plan.parameter", symbol=r.name,
-        attrs={
-            "of": r.of, "shape": list(r.value.type.shape), "dtype": r.value.type.dtype, "stage": r.stage,
-            "layout": r.rest, "shard": r.shard, "grad": plan.needs_gradient(r.of), "home": r.is_home,
-            "aliases": list(r.value.attrs.get("aliases", []) or []),  # type: ignore[arg-type]
-            **{key: r.value.attrs[key] for key in ("unpadded",) if key in r.value.attrs},
-        },
-    )
+    attrs: Attrs = {
+        "of": r.of, "shape": list(r.value.type.shape), "dtype": r.value.type.dtype, "stage": r.stage,
+        "layout": r.rest, "shard": r.shard, "grad": plan.needs_gradient(r.of), "home": r.is_home,
+        "aliases": list(r.value.attrs.get("aliases", []) or []),  # type: ignore[arg-type]
+    }  # fmt: skip
+    if "unpadded" in r.value.attrs:
+        attrs["unpadded"] = r.value.attrs["unpadded"]
+    return Op("plan.parameter", symbol=r.name, attrs=attrs)
 
