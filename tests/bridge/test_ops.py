@@ -138,6 +138,7 @@ CALLS = {
     "cross_entropy": (lambda: (leaf(2, 3), torch.tensor([0, 2]), -100)),
     "cross_entropy_backward": (lambda: (leaf(2), leaf(2, 3), torch.tensor([0, 2]), leaf(2), -100)),
     "embedding": (lambda: (leaf(5, 3), torch.tensor([[0, 4]]), -1)),
+    "replace_gradient": (lambda: (leaf(2, 3), leaf(2, 3), leaf(2, 3))),
     "embedding_backward": (lambda: (leaf(1, 2, 3), torch.tensor([[0, 4]]), 5)),
 }
 

@@ -17,6 +17,7 @@ def kernels() -> list[Case]:
     return [
         case("aten._prelu_kernel", f(2, 4, 6), f(1, 4, 1)),
         case("aten._prelu_kernel_backward", f(2, 4, 6), f(2, 4, 6), f(1, 4, 1)),
+        case("nn.replace_gradient", f(4, 6), f(4, 6), f(4, 6)),
         case("aten.hardshrink_backward", f(4, 6), f(4, 6), lambd=0.5),
         case("aten.softshrink_backward", f(4, 6), f(4, 6), lambd=0.5),
         case("aten.binary_cross_entropy", x, y, weight, reduction=0),

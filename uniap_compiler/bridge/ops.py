@@ -48,6 +48,8 @@ _SCHEMAS = [
     " -> Tensor",
     "embedding(Tensor weight, Tensor indices, int padding_idx=-1, int offset=0) -> Tensor",
     "embedding_backward(Tensor g, Tensor indices, SymInt num_weights, int padding_idx=-1, int offset=0) -> Tensor",
+    # value, whose gradient with respect to x is g * factor (capture/own_gradients.py)
+    "replace_gradient(Tensor value, Tensor x, Tensor factor) -> Tensor",
     *experts.SCHEMAS,
 ]
 
@@ -124,6 +126,7 @@ _SHAPES: dict[str, Any] = {
     "cross_entropy_backward": lambda g, logits, *_, **__: logits.new_empty(logits.shape),
     "embedding": lambda weight, indices, *_, **__: weight.new_empty((*indices.shape, weight.shape[1])),
     "embedding_backward": lambda g, indices, num_weights, *_, **__: g.new_empty((num_weights, g.shape[-1])),
+    "replace_gradient": lambda value, x, factor: value.new_empty(value.shape),
     **experts.SHAPES,
 }
 
@@ -239,6 +242,17 @@ def _embedding_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
     return torch.ops.uniap.embedding_backward(g, indices, ctx.num_weights, ctx.padding_idx), None, None, None
 
 
+def _replace_gradient_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, x, factor = inputs
+    ctx.dtype = x.dtype
+    ctx.save_for_backward(factor)
+
+
+def _replace_gradient_backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    (factor,) = ctx.saved_tensors
+    return g, (g * factor).to(ctx.dtype), None
+
+
 _DERIVATIVES: dict[str, tuple[Any, Any]] = {
     "contract": (_contract_setup, _contract_backward),
     "attention": (_attention_setup, _attention_backward),
@@ -246,6 +260,7 @@ _DERIVATIVES: dict[str, tuple[Any, Any]] = {
     "cross_entropy": (_cross_entropy_setup, _cross_entropy_backward),
     "pick": (_pick_setup, _pick_backward),
     "embedding": (_embedding_setup, _embedding_backward),
+    "replace_gradient": (_replace_gradient_setup, _replace_gradient_backward),
     **experts.DERIVATIVES,
 }
 

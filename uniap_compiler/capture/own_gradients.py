@@ -1,9 +1,12 @@
 """Autograd Functions whose backward is a factor per element: straight-through estimators, gradient reversal, clipping.
 
-    y = F.apply(x)      ->      y = F.forward(x).detach() + (x - x.detach()) * F.backward(1)
+    y = F.apply(x)      ->      y = nn.replace_gradient(F.forward(x).detach(), x, F.backward(1))
 
-The second part is zero, and its gradient is the Function's own.  Whether backward is such a factor is tried, on random
-numbers outside of the graph: backward(g) must be g * backward(1) for every g.
+An op that gives the first operand, and the gradient g * F.backward(1) to the second.  Ops of torch alone, as in
+y + (x - x.detach()) * factor, would make NaN of masks and whatever else is infinite in x or in the factor.
+
+Whether backward is such a factor is tried, on random numbers outside of the graph: backward(g) must be g * backward(1)
+for every g.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
+
+from uniap_compiler.bridge import ops as _ops  # noqa: F401  (registers nn.replace_gradient)
 
 
 class _Context:
@@ -42,7 +47,7 @@ def elementwise(function: Any, args: tuple[Any, ...]) -> Tensor | None:
     result = result.detach()
     for x, factor in zip(args, factors, strict=True):
         if isinstance(x, Tensor) and x.is_floating_point() and factor is not None:
-            result = result + (x - x.detach()) * factor.detach()
+            result = torch.ops.uniap.replace_gradient(result, x, factor.detach())
     return result
 
 
@@ -80,11 +85,16 @@ def _is_factor(function: Any, args: tuple[Any, ...]) -> bool:
                 for x, factor, gradient in zip(real, ones, backward(g), strict=True):
                     if factor is None and gradient is None:
                         continue
-                    if x.shape != result.shape or not torch.allclose(gradient, factor * g, atol=0.0, equal_nan=True):
+                    if x.shape != result.shape or not _close(gradient, factor * g):
                         return False
         except Exception:  # whatever the user's code does with numbers of ours
             return False
     return True
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Up to rounding: of two orders of multiplication, where the dtype is a coarse one."""
+    return torch.allclose(a, b, rtol=max(1e-5, 2 * torch.finfo(a.dtype).eps), atol=0.0, equal_nan=True)
 
 
 def _random(x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ OPS: dict[str, OpSpec] = {
     "nn.cross_entropy_backward": OpSpec(4, 1),
     "nn.embedding": OpSpec(2, 1),
     "nn.embedding_backward": OpSpec(2, 1, ("num_weights",)),
+    "nn.replace_gradient": OpSpec(3, 1),
     "nn.experts": OpSpec((5, 6), (1, 2), ("activation",)),
     "nn.experts_backward": OpSpec((6, 8), (4, 5), ("activation",)),
     # nn: random numbers, functions of a key (docs/random.md); `size` globally, `index` on one device

@@ -20,7 +20,8 @@ from .random import bernoulli, normal, random_key, uniform
 __all__ = [
     "REPLACED", "attention", "attention_backward", "bernoulli", "contract", "cross_entropy", "cross_entropy_backward",
     "embedding", "embedding_backward", "experts", "experts_backward", "native_group_norm_backward",
-    "native_layer_norm_backward", "normal", "pick", "pick_backward", "random_key", "sum_exp", "uniform",
+    "native_layer_norm_backward", "normal", "pick", "pick_backward", "random_key", "replace_gradient",
+    "sum_exp", "uniform",
 ]  # fmt: skip
 
 aten = torch.ops.aten
@@ -99,6 +100,11 @@ def embedding_backward(
     result = grad.new_zeros(num_weights + 1, grad.shape[-1])
     result.index_add_(0, local.masked_fill(~inside, num_weights).reshape(-1), grad.reshape(-1, grad.shape[-1]))
     return result[:num_weights]
+
+
+def replace_gradient(value: Tensor, x: Tensor, factor: Tensor) -> Tensor:
+    """value: the derivative, which is factor with respect to x, stands in backward already."""
+    return value
 
 
 def native_layer_norm_backward(

@@ -109,6 +109,7 @@ UNTAGGED: dict[str, Linear | Callable[[Op], Linear]] = {
     "aten.where.ScalarSelf": _where,
     "aten.where.Scalar": [],
     "aten.rsub.Tensor": _alpha_free,
+    "nn.replace_gradient": FIRST,
 }
 # aten.where.ScalarSelf(c, 0, y): the tensor operands are c and y, so position 1 is y in both scalar forms.
 
