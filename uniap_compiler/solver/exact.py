@@ -174,13 +174,21 @@ class ExactSearch:
                 heapq.heappush(queue, Range(path.total + self.rounds * middle, middle, periods.high))
                 heapq.heappush(queue, Range(periods.bound, periods.low, middle))
             else:
-                if not settle or not all(self._settle(table, path, i, periods.high, part.high) for i in open_stages):
+                most = incumbent() - part.low - self.rounds * periods.low  # of a path that matters
+                if not settle or not all(
+                    self._settle(table, path, i, periods.high, part.high, most) for i in open_stages
+                ):
                     return periods.bound, None
                 heapq.heappush(queue, periods)
         return best
 
-    def _settle(self, table: IntervalTable, path: Path, i: int, period: float, step_high: float) -> bool:
-        """Labels for the interval of stage i on the path, in reach of its bound. False when they are too many."""
+    def _settle(
+        self, table: IntervalTable, path: Path, i: int, period: float, step_high: float, most: float
+    ) -> bool:
+        """Labels for the interval of stage i on the path, in reach of its bound. False when they are too many.
+
+        Paths that cost `most` or more need not be told apart.
+        """
         own, n = table.stages[i], path.position[i]
         a, b = int(own.a[n]), int(own.b[n])
         key = self._key(i, a, b)
@@ -190,7 +198,8 @@ class ExactSearch:
         if not np.isfinite(through):
             return True  # another stage of the path was settled, and this path is gone
         reach = self.reach.setdefault(key, REACH)
-        limit = Limit(through + reach * max(float(own.t[n, q, r]), self.unit), before, after, 0.0, step_high)
+        near = through + reach * max(float(own.t[n, q, r]), self.unit)
+        limit = Limit(min(near, most * (1 + BELOW)), before, after, 0.0, step_high)
         entry = np.zeros(self.at.classes) if i == 0 else None  # nothing comes before: any first class will do
         costs = [stages[i] for stages in self.costs.values()]
         try:

@@ -11,7 +11,7 @@ every per-layer table is stored once per kind. Classes are renumbered 0..Q-1; st
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,26 @@ class Instance:
         """False when no plan can exist for a reason that needs no search: a layer without stage or strategy."""
         return bool(
             self.stages <= self.layers and np.all(self.first <= self.last) and np.all(self.allowed[self.kind].any(1))
+        )
+
+    def part(self, a: int, b: int) -> Instance:
+        """Layers a..b alone, as layers 0..b-a, with the kinds that they have; without values and ties."""
+        kinds, kind = np.unique(self.kind[a : b + 1], return_inverse=True)
+        return replace(
+            self,
+            layers=b - a + 1,
+            kind=kind,
+            time=self.time[kinds],
+            memory=self.memory[kinds],
+            step=self.step[kinds],
+            workspace=self.workspace[kinds],
+            allowed=self.allowed[kinds],
+            edge=self.edge[a : b + 1],
+            crossing=self.crossing[a : b + 1],
+            first=self.first[a : b + 1],
+            last=self.last[a : b + 1],
+            values=[],
+            ties=[],
         )
 
     def window(self, u: int) -> range:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left, bisect_right
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,8 @@ from uniap_compiler.solver.tables import ROOM, StageCosts
 MOST_LABELS, MOST_WORK = 40_000, 100
 #: How many ceilings a beam follows, and how many pairs of a weight and a multiplier a label is tested with.
 BEAM_CEILINGS, TESTS = 2, 12
-#: Ceilings are judged together in at most so many ranges; how many may be left one by one.
-MOST_RANGES, MOST_CEILINGS = 24, 96
+#: Ceilings are judged together in at most so many ranges, or two for each that is split.
+MOST_RANGES = 24
 #: Two labels count as equal within this fraction of the cap and of the memory: orders of summation differ.
 SAME_TIME, SAME_MEMORY = 1e-12, 2e-15
 #: Limits are raised by this fraction against rounding.
@@ -118,23 +119,37 @@ def stage_time(
     With `entry[q]`, seconds paid on entering in class q, the first class is no longer told apart (it is 0 everywhere).
     With `beam` only that many labels per class survive: the times are attained, but may not be the least.
     """
-    useful = [own for own in costs if own.weight == limit.weight or np.isfinite(limit.step)]
+    useful = [own.part(a, b) for own in costs if own.weight == limit.weight or np.isfinite(limit.step)]
+    at, a, b = useful[0].at, 0, b - a
     if budget is None or beam is not None:
         budget = Budget(np.inf if beam is not None else most * MOST_WORK)
-    bounds, hopeful = _hopeful_ceilings(at, a, b, useful, limit, entry, beam, budget)
+    values = useful[0].ceilings(a, b)
+    pending = [_ranges(values, MOST_RANGES)]
     trails: list[list[tuple[Ints, Ints]]] = []
     finals: list[Labels] = []
-    for j in hopeful:
-        found = _under_ceiling(at, i, a, b, int(j), bounds, entry, beam, most, budget, deadline)
-        if found is not None:
-            trails.append(found[0])
-            finals.append(found[1])
+    while pending:
+        bounds, hopeful = _hopeful_ranges(at, a, b, useful, limit, *pending.pop(), entry, beam, budget)
+        lows, highs = bounds[0].lows, bounds[0].highs
+        wide = []  # ranges of ceilings that labels do not exclude
+        for j in hopeful if beam is None or np.all(lows[hopeful] == highs[hopeful]) else ():
+            found = _under_ceiling(at, i, a, b, int(j), bounds, entry, beam, most, budget, deadline)
+            if found is not None and lows[j] < highs[j]:
+                wide.append(j)
+            elif found is not None:
+                trails.append(found[0])
+                finals.append(found[1])
+        if beam is not None and not np.all(lows[hopeful] == highs[hopeful]):
+            wide = hopeful.tolist()
+        if wide:
+            inside = [values[(values >= lows[j]) & (values <= highs[j])] for j in wide]
+            parts = [_ranges(part, max(2, MOST_RANGES // len(inside))) for part in inside]
+            pending.append((np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])))
     if not finals:
         none, empty = np.empty(0, dtype=np.int64), np.empty(0)
         return StageTime(Options(none, none, empty, empty, [], []), limit, 0)
     ends = [(n, m) for n, labels in enumerate(finals) for m in range(len(labels))]
     labels = Labels(*(np.concatenate([getattr(own, name) for own in finals]) for name in Labels.__annotations__))
-    last = _undominated(labels, bounds[0].slack, np.inf)
+    last = _undominated(labels, limit.slack(useful[0].weight), np.inf)
     labels = labels.take(last)
     q, r = np.divmod(labels.group, at.classes)
     options = Options(q, r, labels.time, labels.step, [ends[n] for n in last], trails)
@@ -143,41 +158,38 @@ def stage_time(
 
 def least_possible(at: Instance, a: int, b: int, costs: StageCosts) -> float:
     """A bound on time + w step of layers a..b, by (13) for every ceiling of the working set; infinite if none fits."""
-    none = np.zeros(at.classes)
+    none, costs = np.zeros(at.classes), costs.part(a, b)
+    at, a, b = costs.at, 0, b - a
     lows, highs = _ranges(costs.ceilings(a, b), MOST_RANGES)
     roots = _Completion(at, a, b, costs, Limit(np.inf, none, none), lows, highs, None).root()
     return max(0.0, float(roots.min()))
 
 
-def _hopeful_ceilings(
+def _hopeful_ranges(
     at: Instance,
     a: int,
     b: int,
     costs: list[StageCosts],
     limit: Limit,
+    lows: Floats,
+    highs: Floats,
     entry: Floats | None,
     beam: int | None,
     budget: Budget,
 ) -> tuple[list[_Completion], Ints]:
-    """The ceilings under which the limit may be met: ranges of them are judged together, and split while they may."""
-    values = costs[0].ceilings(a, b)
-    lows, highs = _ranges(values, MOST_RANGES)
-    while True:
-        bounds = [_Completion(at, a, b, own, limit, lows, highs, entry) for own in costs]
-        budget.spend(len(bounds) * bounds[0].rest.size // PER_LABEL)
-        hopeful = np.flatnonzero(np.logical_and.reduce([bound.root() <= bound.slack for bound in bounds]))
-        if beam is not None:
-            hopeful = hopeful[np.argsort(bounds[-1].root()[hopeful], kind="stable")[:BEAM_CEILINGS]]
-        if np.all(lows[hopeful] == highs[hopeful]):
-            return bounds, hopeful
-        inside = [values[(values >= lows[j]) & (values <= highs[j])] for j in hopeful]
-        if sum(len(part) for part in inside) <= MOST_CEILINGS:
-            lows = highs = np.concatenate(inside)
-            continue
-        if 2 * len(inside) > MOST_CEILINGS:
-            raise TooManyLabels
-        parts = [_ranges(part, max(2, MOST_RANGES // len(inside))) for part in inside]
-        lows, highs = (np.concatenate([part[n] for part in parts]) for n in (0, 1))
+    """Bounds by every weight, and the ranges of ceilings that they leave: in order of the weights."""
+    bounds: list[_Completion] = []
+    hopeful = np.arange(len(lows))
+    for own in costs:
+        bound = _Completion(at, a, b, own, limit, lows, highs, entry)
+        budget.spend(bound.rest.size // PER_LABEL)
+        hopeful = np.flatnonzero(bound.root() <= bound.slack)
+        bounds = [old.take(hopeful) for old in [*bounds, bound]]
+        lows, highs = lows[hopeful], highs[hopeful]
+    hopeful = np.arange(len(lows))
+    if beam is not None:
+        hopeful = np.argsort(bounds[-1].root(), kind="stable")[:BEAM_CEILINGS]
+    return bounds, hopeful
 
 
 def _ranges(values: Floats, most: int) -> tuple[Floats, Floats]:
@@ -225,7 +237,21 @@ def _under_ceiling(
             return None
         trail.append((labels.parent, labels.strategy))
     assert labels is not None
-    return trail, labels
+    if beam is None:  # what stays below the range is found there, and so is whatever dominates in this one
+        labels = labels.take(_working_set(at, a, trail) >= float(bounds[0].lows[j]))
+        trail[-1] = labels.parent, labels.strategy
+    return (trail, labels) if len(labels) else None
+
+
+def _working_set(at: Instance, a: int, trail: list[tuple[Ints, Ints]]) -> Floats:
+    """The largest working set of every label of the last layer."""
+    label = np.arange(len(trail[-1][0]))
+    largest = np.zeros(len(label))
+    for n in range(len(trail) - 1, -1, -1):
+        parent, strategy = trail[n]
+        largest = np.maximum(largest, at.workspace[at.kind[a + n], strategy[label]])
+        label = parent[label]
+    return largest
 
 
 def _first(at: Instance, i: int, a: int, k: Ints, entry: Floats | None) -> Labels:
@@ -294,6 +320,14 @@ class _Completion:
         values = (start[:, :-1] + start_cost).min(axis=2) - costs.multipliers * room[:, None]  # ceiling, l
         values[start[:, -1].min(axis=1) > room + costs.limit * (ROOM - 1)] = np.inf
         self.values = values
+
+    def take(self, index: Ints) -> _Completion:
+        """The same for some of the ceilings."""
+        part = copy(self)
+        part.lows, part.highs, part.rest, part.values = (
+            self.lows[index], self.highs[index], self.rest[:, index], self.values[index]
+        )  # fmt: skip
+        return part
 
     def root(self) -> Floats:
         """The least before + time + w step + after under every ceiling."""

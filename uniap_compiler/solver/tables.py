@@ -22,10 +22,14 @@ ROOM = 1 + 1e-12
 #: Lower bounds give this back for the rounding of their sums.
 BELOW = 1 - 1e-11
 MOST_MULTIPLIERS = 20
+#: Up to so many kinds of layers have multipliers of their own for every range of working sets.
+FEW_KINDS = 10
 #: Ranges of working sets, made from at most so many runs of values.
 MOST_RANGES, MOST_VALUES = 7, 60
 #: Least costs under ceilings are kept for so many sets of ceilings.
 MOST_KEPT = 60
+#: Costs of parts of a stage are kept for so many intervals.
+MOST_PARTS = 8
 
 
 class OutOfTime(Exception):
@@ -50,10 +54,21 @@ class StageCosts:
         self.workspace = np.where(at.allowed, at.workspace, np.inf).min(axis=1)  # kind
         self.ranges = working_sets(at)
         slopes = [multipliers(self.time, self.memory, at.allowed)]
-        slopes += [multipliers(self.time, self.memory, at.allowed & (at.workspace <= high)) for _, high in self.ranges]
+        for _, high in self.ranges[:-1] if len(at.allowed) <= FEW_KINDS else ():
+            slopes.append(multipliers(self.time, self.memory, at.allowed & (at.workspace <= high)))
         self.multipliers = thinned(np.unique(np.concatenate(slopes)), MOST_MULTIPLIERS)
         self._least: dict[bytes, Floats] = {}
         self._choices: dict[float, list[Ints]] = {}
+        self._parts: dict[bytes, StageCosts] = {}
+
+    def part(self, a: int, b: int) -> StageCosts:
+        """The same for layers a..b alone: `at` holds nothing else, and the multipliers are those of their own hulls."""
+        key = self.at.kind[a : b + 1].tobytes() + self.at.edge[a : b + 1].tobytes()
+        if key not in self._parts:
+            if len(self._parts) >= MOST_PARTS:
+                self._parts.clear()
+            self._parts[key] = StageCosts(self.at.part(a, b), self.i, self.weight)
+        return self._parts[key]
 
     def under(self, ceilings: Floats) -> Floats:
         """The least A + w S + l M with working sets up to each ceiling: ceiling, l (the last: memory), kind, class."""
@@ -102,7 +117,7 @@ def working_sets(at: Instance) -> list[tuple[float, float]]:
 
 def multipliers(time: Floats, memory: Floats, allowed: np.ndarray) -> Floats:
     """0 and the slopes of the lower hulls of (memory, time), kind by kind; near ones are merged."""
-    slopes: list[float] = []
+    slopes: set[float] = set()
     for n in range(len(time)):
         points = sorted(zip(memory[n, allowed[n]].tolist(), time[n, allowed[n]].tolist(), strict=True))
         hull: list[tuple[float, float]] = []
@@ -112,20 +127,21 @@ def multipliers(time: Floats, memory: Floats, allowed: np.ndarray) -> Floats:
             while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-2], (x, y)):
                 hull.pop()
             hull.append((x, y))
-        slopes += [-_slope(p, q) for p, q in zip(hull, hull[1:], strict=False) if q[0] > p[0]]
+        slopes.update(-_slope(p, q) for p, q in zip(hull, hull[1:], strict=False) if q[0] > p[0])
     return np.array([0.0, *sorted(slopes)])
 
 
 def thinned(slopes: Floats, most: int) -> Floats:
     """0 and at most `most - 1` of the ascending positive slopes: of near ones only some."""
-    merged: list[float] = []
-    for slope in slopes[slopes > 0].tolist():
-        if not merged or slope > merged[-1] * (1 + 1e-9):
-            merged.append(slope)
+    merged = slopes[slopes > 0]
+    if len(merged) > most - 1:
+        merged = merged[np.r_[True, merged[1:] > merged[:-1] * (1 + 1e-9)]]
+    if len(merged) > 5 * most:  # first the least one of every piece of an even grid of their logarithms
+        piece = np.floor(np.log(merged / merged[0]) * (4 * most / max(np.log(merged[-1] / merged[0]), 1e-9)))
+        merged = merged[np.r_[True, piece[1:] > piece[:-1]]]
     while len(merged) > most - 1:  # drop one of the two that are relatively nearest
-        ratios = [merged[n + 1] / merged[n] for n in range(len(merged) - 1)]
-        merged.pop(int(np.argmin(ratios)))
-    return np.array([0.0, *merged])
+        merged = np.delete(merged, int(np.argmin(merged[1:] / merged[:-1])))
+    return np.r_[0.0, merged]
 
 
 def _slope(p: tuple[float, float], q: tuple[float, float]) -> float:
