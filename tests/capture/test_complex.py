@@ -19,11 +19,16 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "products": lambda z, w: z * w + z * 2.0 - w * (1 - 2j) + (1 + z) + (1 - w),
     "quotients": lambda z, w: z / (w + 3) + z / 2.0 + 1 / (w + 3),
     "real operands": lambda z, w: z * w.real + z + w.imag - w.abs(),
+    "imaginary numbers": lambda z, w: (w.real * 1j).exp() + z.imag / 2j + (1j - w.imag) - 1j * z + z.imag * (2 - 1j),
+    "real parts": lambda z, w: torch.cat([z, w.real], 1)[:, 2:6] + torch.stack([w.imag, z], 1).sum(1)
+    + torch.complex(z.real, w.imag[:, :1]) + z.imag.to(w),
+    "all dims": lambda z, w: z.roll(5) + w.unsqueeze(1).squeeze() + z.unsqueeze(0).squeeze((0,)).square(),
     "functions": lambda z, w: z.exp() + torch.polar(w.abs(), w.angle()) + z.conj() + torch.complex(z.real, w.imag) - -w,
     "shapes": lambda z, w: torch.cat([z.mT.unsqueeze(-1).squeeze(-1), w.permute(0, 2, 1)], -1)[:, 1:],
     "parts": lambda z, w: torch.stack([*z.unbind(1), *w.chunk(4, 1)[0].unbind(-2)], -2).roll(1, -1).flip(-1),
     "views": lambda z, w: (z.reshape(2, -1, 12) + w[:, :1].expand(2, 2, 6).repeat(1, 1, 2)).sum(-1) + w.mean(0)[:2, :2],
     "contractions": lambda z, w: torch.einsum("bij,bkj->bik", z, w) @ torch.matmul(w, z.transpose(1, 2)) @ z,
+    "adjoints": lambda z, w: w.mH @ z,
     "fft": lambda z, w: torch.fft.fft(z) + torch.fft.fft(w.real, n=6, dim=-1, norm="ortho"),
     "fft, cut": lambda z, w: torch.fft.fft(z, n=3, dim=1) + torch.fft.fft(w[:, :3, :2], n=6),
     "ifft": lambda z, w: torch.fft.ifft(z, dim=1) + torch.fft.ifft(w, n=8)[..., :6] + torch.fft.ifft(z, norm="ortho"),
@@ -80,6 +85,22 @@ def test_equals_torch(name: str, kernels: bool) -> None:
     both = [torch.autograd.grad((y * weights).sum(), args, allow_unused=True) for y in (found, wanted)]
     for ours, theirs in zip(*both, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("form", ["einsum", "view", "cumsum"])
+def test_other_forms_are_refused(form: str) -> None:
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "einsum": lambda z: torch.einsum("bi,bi,bi->b", z, z, z).abs(),
+        "view": lambda z: z.view(torch.float32),
+        "cumsum": lambda z: z.cumsum(1).abs(),
+    }
+
+    class Model(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return forms[form](torch.view_as_complex(super().forward(x).view(-1, 4, 2))).mean()
+
+    with pytest.raises(Diagnostic, match=f"{form} of complex numbers is not supported"):
+        capture(TrainingTask(Model(8, 8), (torch.randn(4, 8),)))
 
 
 class Rotary(torch.nn.Module):

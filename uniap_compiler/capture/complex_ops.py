@@ -39,19 +39,27 @@ def is_complex(value: Any) -> bool:
 
 
 def call(target: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """The op on pairs.  Raises NotImplementedError for one that is not known."""
+    """The op on pairs.  Raises NotImplementedError for one that is not known, or not in this form."""
     name = target._schema.name.removeprefix("aten::")
     found = _OPS.get(name)
-    if found is None:
+    try:
+        result = NotImplemented if found is None else found(*args, **kwargs)
+    except (AttributeError, TypeError, ValueError, IndexError):
+        result = NotImplemented
+    if result is NotImplemented:
         raise NotImplementedError(f"{name} of complex numbers is not supported; use view_as_real and real ops")
-    return found(*args, **kwargs)
+    return result
 
 
 # -- arithmetic -----------------------------------------------------------------------------------------------------
 
 
 def _pair(re: Tensor, im: Tensor) -> Pair:
-    return Pair(torch.stack([re, im], -1))
+    return Pair(torch.stack(torch.broadcast_tensors(re, im), -1))
+
+
+def _as_pair(x: Any) -> Pair:
+    return x if isinstance(x, Pair) else _pair(x, torch.zeros_like(x))
 
 
 def _split(x: Any) -> tuple[Any, Any]:
@@ -62,11 +70,10 @@ def _split(x: Any) -> tuple[Any, Any]:
 
 
 def _mul(x: Any, y: Any) -> Pair:
-    x, y = (x, y) if isinstance(x, Pair) else (y, x)
-    if isinstance(y, Tensor):
-        return Pair(x.of * y.unsqueeze(-1))
-    if not isinstance(y, (Pair, complex)):
-        return Pair(x.of * y)
+    """One of them is a pair, or a tensor and the other a complex number."""
+    x, y = (x, y) if isinstance(x, (Pair, complex)) else (y, x)
+    if isinstance(x, Pair) and not isinstance(y, (Pair, complex)):
+        return Pair(x.of * (y.unsqueeze(-1) if isinstance(y, Tensor) else y))
     (a, b), (c, d) = _split(x), _split(y)
     return _pair(a * c - b * d, a * d + b * c)
 
@@ -74,7 +81,7 @@ def _mul(x: Any, y: Any) -> Pair:
 def _add(x: Any, y: Any, *, alpha: Any = 1) -> Pair:
     (a, b), (c, d) = _split(x), _split(y)
     re, im = a + c * alpha, b + d * alpha
-    return _pair(re, im.expand(re.shape) if isinstance(im, Tensor) else torch.full_like(re, im))
+    return _pair(re, im if isinstance(im, Tensor) else torch.full_like(re, im))
 
 
 def _sub(x: Any, y: Any, *, alpha: Any = 1) -> Pair:
@@ -109,6 +116,8 @@ def _polar(length: Tensor, angle: Tensor) -> Pair:
 
 
 def _cast(x: Any, *args: Any, **kwargs: Any) -> Any:
+    if args and isinstance(args[0], (Pair, Tensor)):
+        return _type_as(x, args[0])
     wanted = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)), None)
     if wanted is None:
         return x
@@ -137,6 +146,8 @@ def _bilinear(function: Callable[..., Tensor]) -> Callable[..., Pair]:
 def _einsum(equation: str, operands: Sequence[Any], **_: Any) -> Pair:
     if len(operands) == 1:
         return _pair(*(torch.einsum(equation, part) for part in operands[0].parts))
+    if len(operands) > 2:
+        return NotImplemented
     x, y = operands
     return _bilinear(lambda a, b: torch.einsum(equation, a, b))(x, y)
 
@@ -157,17 +168,27 @@ def _along(name: str, dims: Sequence[int], more: int = 0) -> Callable[..., Any]:
     """Arguments at the positions `dims` (the default of a missing one is 0) count dims of the pairs' elements."""
 
     def run(x: Any, *args: Any, **kwargs: Any) -> Any:
-        several = isinstance(x, (list, tuple))
-        rank = (x[0] if several else x).rank + more
-        values = list(args) + [0] * (max(dims) - len(args)) if max(dims) > len(args) else list(args)
+        several = [_as_pair(p) for p in x] if isinstance(x, (list, tuple)) else None
+        rank = (several[0] if several else x).rank + more
+        values = [*args, *[0] * (max(dims) - len(args))]
         for at in dims:
             d = values[at - 1] if at <= len(args) else kwargs.pop("dim", 0)
-            d = [n % rank for n in d] if isinstance(d, (list, tuple)) else d % rank
-            values[at - 1 : at] = [d]
-        result = getattr(torch.ops.aten, name)([p.of for p in x] if several else x.of, *values, **kwargs)
+            values[at - 1] = [n % rank for n in d] if isinstance(d, (list, tuple)) else d % rank
+        result = getattr(torch.ops.aten, name)([p.of for p in several] if several else x.of, *values, **kwargs)
         return [Pair(r) for r in result] if isinstance(result, (list, tuple)) else Pair(result)
 
     return run
+
+
+def _squeeze(x: Pair, dim: Any = None) -> Pair:
+    dims = range(x.rank) if dim is None else dim if isinstance(dim, (list, tuple)) else [dim]
+    return Pair(x.of.squeeze(tuple(d % x.rank for d in dims)))
+
+
+def _roll(x: Pair, shifts: Any, dims: Sequence[int] = ()) -> Pair:
+    if dims:
+        return Pair(x.of.roll(shifts, [d % x.rank for d in dims]))
+    return Pair(x.of.reshape(-1, 2).roll(shifts, 0).reshape(x.of.shape))
 
 
 def _flatten(x: Pair, start: int = 0, end: int = -1) -> Pair:
@@ -313,26 +334,28 @@ _SAME = lambda x, *_, **__: x  # noqa: E731
 _OPS: dict[str, Callable[..., Any]] = {
     "view_as_complex": lambda x: Pair(x), "view_as_real": lambda z: z.of,
     "complex": _pair, "polar": _polar, "real": lambda z: z.parts[0], "imag": lambda z: z.parts[1],
-    "mul": _mul, "mul_": _mul, "multiply": _mul, "add": _add, "add_": _add, "sub": _sub, "div": _div,
+    "mul": _mul, "multiply": _mul, "add": _add, "sub": _sub, "div": _div, "square": lambda z: _mul(z, z),
+    "pow": lambda z, n: _mul(z, z) if n == 2 else NotImplemented,
     "rsub": lambda x, y, alpha=1: _sub(y, _mul(x, alpha)), "neg": _plain("neg"), "_assert_tensor_metadata": _SAME,
     "conj": _conj, "_conj": _conj, "conj_physical": _conj, "_conj_physical": _conj, "resolve_conj": _SAME,
     "resolve_neg": _SAME, "abs": _abs, "exp": _exp, "angle": lambda z: torch.atan2(z.parts[1], z.parts[0]),
     "matmul": _bilinear(torch.matmul), "bmm": _bilinear(torch.matmul),
-    "mm": _bilinear(torch.matmul),     "einsum": _einsum, "reciprocal": lambda z: _div(1, z),
+    "mm": _bilinear(torch.matmul), "einsum": _einsum, "reciprocal": lambda z: _div(1, z),
     "to": _cast, "_to_copy": _cast, "type_as": _type_as,
     "clone": _plain("clone"), "contiguous": _SAME, "detach": _plain("detach"), "detach_": _plain("detach"),
     "alias": _SAME, "lift_fresh_copy": _SAME, "lift_fresh": _SAME,
     "view": _sized(Tensor.reshape, 2), "reshape": _sized(Tensor.reshape, 2), "_unsafe_view": _sized(Tensor.reshape, 2),
     "expand": _sized(Tensor.expand, -1), "repeat": _sized(Tensor.repeat, 1),
     "flatten": _flatten, "unflatten": _unflatten,
-    "unsqueeze": _along("unsqueeze", [1], more=1), "squeeze": _along("squeeze", [1]), "select": _along("select", [1]),
+    "unsqueeze": _along("unsqueeze", [1], more=1), "squeeze": _squeeze, "select": _along("select", [1]),
     "slice": _along("slice", [1]), "narrow": _along("narrow", [1]), "transpose": _along("transpose", [1, 2]),
     "mT": lambda x: Pair(x.of.transpose(x.rank - 2, x.rank - 1)),
+    "mH": lambda x: _conj(Pair(x.of.transpose(x.rank - 2, x.rank - 1))),
     "permute": lambda x, dims: Pair(x.of.permute([*(d % x.rank for d in dims), x.rank])),
     "cat": _along("cat", [1]), "concat": _along("cat", [1]), "stack": _along("stack", [1], more=1),
     "unbind": _along("unbind", [1]), "chunk": _along("chunk", [2]), "split": _along("split", [2]),
     "split_with_sizes": _along("split_with_sizes", [2]), "index_select": _along("index_select", [1]),
-    "index": _plain("index"), "roll": _along("roll", [2]), "flip": _along("flip", [1]), "sum": _summed(False),
+    "index": _plain("index"), "roll": _roll, "flip": _along("flip", [1]), "sum": _summed(False),
     "mean": _summed(True), "fft_fft": _fft(False), "fft_ifft": _fft(True), "fft_rfft": _rfft, "fft_irfft": _irfft,
     "fft_fft2": _FORTH, "fft_ifft2": _BACK, "fft_rfft2": _REAL_FORTH, "fft_irfft2": _REAL_BACK,
     "constant_pad_nd": lambda x, pad, value=0: Pair(torch.nn.functional.pad(x.of, [0, 0, *pad])),
