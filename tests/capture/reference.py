@@ -99,7 +99,7 @@ def transform(module: Module, pipeline: str) -> Module:
 def difference(ours: Result, theirs: Result) -> float:
     """The largest error of loss, gradients and buffers; a gradient that only one side has is an assertion."""
     assert ours.loss.shape == ()
-    worst = float((ours.loss - theirs.loss).abs())
+    worst = _error(ours.loss, theirs.loss)
     largest = max((float(g.abs().max()) for g in theirs.gradients.values() if g is not None), default=0.0)
     for name, ours_g in ours.gradients.items():
         theirs_g = theirs.gradients[name]
@@ -107,10 +107,15 @@ def difference(ours: Result, theirs: Result) -> float:
         if ours_g is not None and theirs_g is not None:
             assert ours_g.shape == theirs_g.shape and ours_g.dtype == theirs_g.dtype, name
             scale = max(float(theirs_g.abs().max()), 1e-3 * largest)
-            worst = max(worst, float((ours_g - theirs_g).abs().max()) / scale)
+            worst = max(worst, _error(ours_g, theirs_g) / scale)
     for name, value in ours.buffers.items():
-        worst = max(worst, float((value - theirs.buffers[name]).abs().max()))
+        worst = max(worst, _error(value, theirs.buffers[name]))
     return worst
+
+
+def _error(a: Tensor, b: Tensor) -> float:
+    """The largest difference; NaN is infinitely far from everything."""
+    return float((a - b).abs().nan_to_num(torch.inf, torch.inf).max())
 
 
 __all__ = ["BATCH", "Result", "captured", "difference", "eager", "interpret", "promoted", "transform"]

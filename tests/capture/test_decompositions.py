@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uniap_compiler.capture import composites, losses
 from uniap_compiler.capture import decompositions as d
-from uniap_compiler.capture import losses
 
 aten = torch.ops.aten
 
@@ -73,6 +73,8 @@ EINSUMS = [
     ("ij,k->ik", (2, 3), (4,)), ("ij->ji", (2, 3)), ("ij->", (2, 3)), ("ii->i", (3, 3)),
     ("ij,jk,kl->il", (2, 3), (3, 4), (4, 2)),
     ("i,j->ij", (2,), (3,)), ("bij,bj->bi", (2, 3, 4), (2, 4)), ("ab,cb->ca", (2, 3), (4, 3)),
+    ("...i,...i->...", (5, 1, 4), (3, 4)), ("bi,bi->bi", (5, 3), (1, 3)), ("ij,jk->ik", (2, 1), (3, 4)),
+    ("bi,bi->i", (1, 3), (1, 3)),
 ]  # fmt: skip
 
 
@@ -216,12 +218,39 @@ def test_norms(shape: tuple[int, ...], affine: bool) -> None:
               lambda x, w=None, b=None: F.instance_norm(x, None, None, w, b), *tensors)  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_means_of_many_numbers_add_up_in_float32(dtype: torch.dtype) -> None:
+    """Their sums are beyond float16, and beyond the digits of bfloat16."""
+    x, y = (torch.rand(4, 3000) * 200).to(dtype), (torch.rand(3000, 8) * 20).to(dtype)
+    classes = torch.randint(8, (3000,))
+    exactly = partial(torch.testing.assert_close, rtol=0.0, atol=0.0)
+    exactly(d.mean(x, [1]), x.mean(1))
+    exactly(d.mean_all(x), x.mean())
+    exactly(d.std(x, [1]), x.std(1))
+    exactly(composites.vector_norm(x, 2, [1]), torch.linalg.vector_norm(x, 2, 1))
+    exactly(losses.l1_loss(x, -x), F.l1_loss(x, -x))
+    near = partial(torch.testing.assert_close, rtol=3 * torch.finfo(dtype).eps, atol=0.0)
+    near(d.var(x, [1]), x.float().var(1).to(dtype))
+    near(composites.vector_norm(x, 1, [0]), torch.linalg.vector_norm(x.float(), 1, 0).to(dtype))
+    near(losses.cross_entropy(y, classes), F.cross_entropy(y.float(), classes).to(dtype))
+    near(losses.cross_entropy(y, y.softmax(1)), F.cross_entropy(y.float(), y.softmax(1).float()).to(dtype))
+    near(losses.nll_loss(-y, classes), F.nll_loss(-y.float(), classes).to(dtype))
+
+
+def test_the_deviation_of_equal_numbers_has_no_gradient() -> None:
+    x = r(3, 4)
+    x[1] = x[1, 0]
+    check(lambda x: d.std(x, [1]), lambda x: x.std(1), x)
+
+
 @pytest.mark.parametrize("eps", [None, 1e-3])
 def test_rms_norm(eps: float | None) -> None:
     check(lambda x: d.rms_norm(x, [4], None, eps), lambda x: F.rms_norm(x, [4], None, eps), r(3, 4))
     check(lambda x, w: d.rms_norm(x, [3, 4], w, eps), lambda x, w: F.rms_norm(x, [3, 4], w, eps), r(2, 3, 4), r(3, 4))
     half = torch.randn(50, 4).bfloat16() * 0.02  # small enough for eps to matter
-    torch.testing.assert_close(d.rms_norm(half, [4], None, eps), F.rms_norm(half, [4], None, eps))
+    for weight in (None, torch.randn(4).bfloat16()):
+        wanted = F.rms_norm(half, [4], weight, eps)
+        torch.testing.assert_close(d.rms_norm(half, [4], weight, eps), wanted, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize("shapes", [

@@ -16,6 +16,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from .precision import total, wide
+
 aten = torch.ops.aten
 
 
@@ -31,13 +33,14 @@ def vector_norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *
     if not x.is_floating_point() or isinstance(p, complex) or not dims or p < 1:
         return NotImplemented
     if p == 1:
-        return x.abs().sum(dims, keepdim)
+        return total(x.abs(), dims, keepdim).to(x.dtype)
     if p == math.inf:
         return x.abs().amax(dims, keepdim)
-    total = (x * x if p == 2 else x.abs().pow(p)).sum(dims, keepdim)
-    none = total == 0
-    safe = total.masked_fill(none, 1.0)
-    return (safe.sqrt() if p == 2 else safe.pow(1.0 / p)).masked_fill(none, 0.0)
+    y = wide(x)
+    powers = (y * y if p == 2 else y.abs().pow(p)).sum(dims, keepdim)
+    none = powers == 0
+    safe = powers.masked_fill(none, 1.0)
+    return (safe.sqrt() if p == 2 else safe.pow(1.0 / p)).masked_fill(none, 0.0).to(x.dtype)
 
 
 def norm(x: Tensor, p: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:

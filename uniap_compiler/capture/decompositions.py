@@ -24,6 +24,7 @@ from uniap_compiler.bridge.ops import equation_of
 from .complex_ops import is_complex
 from .composites import COMPOSITES
 from .losses import LOSSES
+from .precision import total, wide
 from .recurrent import RECURRENT
 
 aten = torch.ops.aten
@@ -71,7 +72,7 @@ def einsum(equation: str, tensors: list[Tensor], path: Any = None) -> Tensor:
     elif not arrow:
         letters = "".join(terms)
         output = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
-    pairs = [_diagonal(list(term), t) for term, t in zip(terms, tensors, strict=True)]
+    pairs = _broadcast([_diagonal(list(term), t) for term, t in zip(terms, tensors, strict=True)])
     dims, value = pairs[0]
     for i, (other, tensor) in enumerate(pairs[1:], 1):
         later = set(output).union(*(set(d) for d, _ in pairs[i + 1 :]))
@@ -84,6 +85,16 @@ def einsum(equation: str, tensors: list[Tensor], path: Any = None) -> Tensor:
         dims = joined
     dims, value = _reduce(dims, value, set(output))
     return value if dims == list(output) else value.permute([dims.index(d) for d in output])
+
+
+def _broadcast(pairs: list[tuple[list[str], Tensor]]) -> list[tuple[list[str], Tensor]]:
+    """Without the dims of size one that are longer in another operand."""
+    longer = {name for dims, t in pairs for name, size in zip(dims, t.shape) if size != 1}
+    found = []
+    for dims, t in pairs:
+        gone = [i for i, name in enumerate(dims) if t.shape[i] == 1 and name in longer]
+        found.append(([d for i, d in enumerate(dims) if i not in gone], t.squeeze(gone) if gone else t))
+    return found
 
 
 def _expand_dots(terms: list[str], output: str, arrow: str, tensors: list[Tensor]) -> tuple[list[str], str]:
@@ -166,15 +177,20 @@ def mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     if not x.is_floating_point():
         return aten.mean.dim(x, dim, keepdim)
     dims = [d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)] if dim else list(range(x.dim()))
-    return x.sum(dims, keepdim) / math.prod(x.shape[d] for d in dims)
+    return (total(x, dims, keepdim) / math.prod(x.shape[d] for d in dims)).to(x.dtype)
 
 
 def mean_all(x: Tensor, *, dtype: Any = None) -> Tensor:
     x = x if dtype is None else x.to(dtype)
-    return x.sum() / x.numel()
+    return (total(x) / x.numel()).to(x.dtype)
 
 
 def var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
+    return _variance(x, dim, correction, keepdim).to(x.dtype)
+
+
+def _variance(x: Tensor, dim: Any, correction: Any, keepdim: bool) -> Tensor:
+    x = wide(x)
     dims = [d % x.dim() for d in ([dim] if isinstance(dim, int) else dim)] if dim else list(range(x.dim()))
     n = math.prod(x.shape[d] for d in dims)
     centred = x - x.sum(dims, True) / n
@@ -182,7 +198,10 @@ def var(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = F
 
 
 def std(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Tensor:
-    return var(x, dim, correction=correction, keepdim=keepdim).sqrt()
+    """Zero, with the gradient zero, where all entries are equal."""
+    squares = _variance(x, dim, correction, keepdim)
+    none = squares == 0
+    return squares.masked_fill(none, 1.0).sqrt().masked_fill(none, 0.0).to(x.dtype)
 
 
 def adaptive_avg_pool1d(x: Tensor, size: list[int]) -> Tensor:
@@ -197,13 +216,8 @@ def adaptive_avg_pool2d(x: Tensor, size: list[int]) -> Tensor:
 # Normalisation.
 
 
-def _wide(x: Tensor) -> Tensor:
-    """What sums and squares are made of: at least float32, as in torch's kernels."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def _moments(x: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, Tensor, int]:
-    x = _wide(x)
+    x = wide(x)
     n = math.prod(x.shape[d] for d in dims)
     average = x.sum(dims, True) / n
     centred = x - average
@@ -255,7 +269,7 @@ def batch_norm_eval(
     eps: float,
 ) -> tuple[Tensor, ...]:
     shape = [-1] + [1] * (x.dim() - 2)
-    y = (_wide(x) - running_mean.view(shape)) * torch.rsqrt(_wide(running_var) + eps).view(shape)
+    y = (wide(x) - running_mean.view(shape)) * torch.rsqrt(wide(running_var) + eps).view(shape)
     return _affine(y, weight, bias).to(x.dtype), x.new_empty(0), x.new_empty(0)
 
 
@@ -293,10 +307,10 @@ def rms_norm(
     x: Tensor, normalized_shape: list[int], weight: Optional[Tensor] = None, eps: Optional[float] = None
 ) -> Tensor:
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
-    z = _wide(x)
+    z = wide(x)
     squares = (z * z).sum(dims, True) / math.prod(normalized_shape)
-    y = (z * torch.rsqrt(squares + (torch.finfo(z.dtype).eps if eps is None else eps))).to(x.dtype)
-    return y if weight is None else y * weight
+    y = z * torch.rsqrt(squares + (torch.finfo(z.dtype).eps if eps is None else eps))
+    return (y if weight is None else y * weight).to(x.dtype)
 
 
 def copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from uniap_compiler.bridge import ops as _ops  # noqa: F401  (registers the nn.* ops)
 
+from .precision import total
+
 aten = torch.ops.aten
 uniap = torch.ops.uniap
 
@@ -32,14 +34,9 @@ def cross_entropy(
     if target.is_floating_point():
         loss = -(torch.log_softmax(x, class_dim) * _smoothed(target, x.shape[class_dim], label_smoothing))
         loss = loss if weight is None else loss * weight.view([-1] + [1] * (x.dim() - 1 - class_dim))
-        total = loss.sum()
-        return (
-            loss.sum(class_dim)
-            if reduction == 0
-            else total / (x.numel() // x.shape[class_dim])
-            if reduction == 1
-            else total
-        )
+        if reduction == 0:
+            return loss.sum(class_dim)
+        return (total(loss) / (x.numel() // x.shape[class_dim] if reduction == 1 else 1)).to(x.dtype)
     x = _class_last(x)
     loss = uniap.cross_entropy(x, target, ignore_index)[0]
     factors = None if weight is None else _factors(target, weight, ignore_index)
@@ -72,8 +69,9 @@ def _average(item: Tensor, target: Tensor, factors: Optional[Tensor], reduction:
     """Items that are weighted already; a mean divides by the sum of the weights, or of the items that count."""
     if reduction != 1:
         return item if reduction == 0 else item.sum()
-    count = (target != ignore_index).sum().to(item.dtype) if factors is None else factors.sum()
-    return item.sum() / count
+    cost = total(item)
+    count = (target != ignore_index).sum().to(cost.dtype) if factors is None else total(factors)
+    return (cost / count).to(item.dtype)
 
 
 def nll_loss(
@@ -94,7 +92,9 @@ def l1_loss(x: Tensor, y: Tensor, reduction: int = 1) -> Tensor:
 
 
 def _reduced(loss: Tensor, reduction: int) -> Tensor:
-    return loss if reduction == 0 else loss.sum() if reduction == 2 else loss.sum() / loss.numel()
+    if reduction != 1:
+        return loss if reduction == 0 else loss.sum()
+    return (total(loss) / loss.numel()).to(loss.dtype)
 
 
 def smooth_l1(x: Tensor, y: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:

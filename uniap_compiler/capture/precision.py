@@ -10,14 +10,26 @@ less precise than the code asks for: a model in bfloat16 is `model.to(torch.bflo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LOW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def wide(x: Tensor) -> Tensor:
+    """What sums and squares are made of: at least float32, as in torch's kernels."""
+    return x.float() if x.dtype in LOW[1:] else x
+
+
+def total(x: Tensor, dims: Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """The sum over some dims, or all, in the dtype of `wide`: in float16 a thousand numbers are soon infinite."""
+    dtype = torch.float32 if x.dtype in LOW[1:] else None
+    return x.sum(dtype=dtype) if dims is None else x.sum(tuple(dims), keepdim, dtype=dtype)
 
 
 class _Promote(TorchFunctionMode):
