@@ -33,6 +33,15 @@ def test_hash_of_known_words() -> None:
     assert random.uniform(KEY, index=[6], dtype=torch.float64)[5].item() == expected * 2.0**-53
 
 
+@pytest.mark.parametrize("mode", random.MODES)
+def test_every_micro_batch_of_every_step_has_a_key_of_its_own(mode: str) -> None:
+    """verify cannot see it: the unsharded model takes its keys from here."""
+    runs = [random.Randomness(seed, mode).keys(step, 4) for seed in range(3) for step in range(5)]
+    assert len({int(key) for keys in runs for key in keys}) == 3 * 5 * 4
+    wanted = [random.micro_batch_key(2, 4, m, mode) for m in range(4)]
+    assert [int(key) for key in runs[-1]] == [int(key) for key in wanted]
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_slices_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(random._CHUNK, "cpu", 24)
