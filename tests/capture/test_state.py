@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uniap_compiler.capture import TrainingTask, capture
@@ -86,6 +87,10 @@ REFUSED = {
     "an autograd Function, Clipped": lambda m, x: m.b(Clipped.apply(m.a(x))),
     "a hook for a gradient": hooks,
     "a parameter of shape \\[8, 8\\] that the model does not have": lambda m, x: m.hidden[0](m.a(x)),
+    "a parameter of shape \\[8\\] that the model does not have": lambda m, x: F.layer_norm(
+        m.a(x), [8], weight=m.hidden[0].bias
+    ),
+    "a parameter of shape \\[8, 8\\] that": lambda m, x: m.a(x) @ torch.stack([m.hidden[0].weight])[0],
     "depends on values": lambda m, x: m.a(x)[x.sum(-1) > 0],
 }
 

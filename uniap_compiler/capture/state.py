@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from uniap_compiler.ir import Diagnostic, Loc
 
@@ -133,11 +134,11 @@ def _assignment(model: nn.Module, place: Place, root: Path | None) -> Loc | None
 def refused(root: Path | None) -> Iterator[None]:
     """Inside, what an exported graph would silently leave out raises a Diagnostic at the user's line."""
     function: Any = torch.autograd.Function
-    own = {name: function.__dict__[name] for name in ("apply",)}
+    own = function.__dict__["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         if cls.__module__.partition(".")[0] == "torch":  # how torch runs an op's registered backward
-            return own["apply"].__get__(None, cls)(*args, **kwargs)
+            return own.__get__(None, cls)(*args, **kwargs)
         if not kwargs and (result := elementwise(cls, args)) is not None:
             return result
         raise Diagnostic(
@@ -153,8 +154,7 @@ def refused(root: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        for name, value in own.items():
-            setattr(function, name, value)
+        function.apply = own
     for name, same in (("Python's random", random.getstate() == python), ("numpy.random", _numpy_state() == array)):
         if not same:
             raise Diagnostic(
@@ -199,7 +199,7 @@ class Registered(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if not (isinstance(result, Tensor) and result.requires_grad):
             return result  # no gradient: a frozen teacher, or a layer that forward only builds
-        for x in args:
+        for x in tree_leaves((args, kwargs)):
             if isinstance(x, nn.Parameter) and x.requires_grad and id(x) not in self.own:
                 raise Diagnostic(
                     f"forward uses a parameter of shape {list(x.shape)} that the model does not have",
