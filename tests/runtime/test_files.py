@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -167,3 +168,11 @@ def test_metrics(tmp_path):
     assert json.loads((tmp_path / "deep/metrics.jsonl").read_text()) == line
     assert line["samples_per_second"] == 60.0 and line["tokens_per_second"] == 300.0
     assert progress(line, 100) == "step   3/100  loss 2.5000  grad norm 0.500  0.100 s  300 tokens/s"
+
+
+def test_a_norm_that_is_no_number_clips_everything_as_torch_does():
+    for norm in (math.nan, math.inf, 0.5, 4.0):
+        p = torch.nn.Parameter(torch.zeros(3))
+        p.grad = torch.ones(3)
+        torch.nn.utils.clip_grads_with_norm_([p], 1.0, torch.tensor(norm))
+        torch.testing.assert_close(torch.ones(3) * clip_scale(norm, 1.0), p.grad, equal_nan=True)

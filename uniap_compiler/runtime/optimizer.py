@@ -155,4 +155,7 @@ def squared_norm(gradients: Tensors, owned: Iterable[str], device: torch.device)
 
 def clip_scale(norm: float, clip: float | None) -> float:
     """As torch.nn.utils.clip_grad_norm_."""
-    return 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
+    if clip is None:
+        return 1.0
+    scale = clip / (norm + 1e-6)
+    return 1.0 if scale > 1.0 else scale  # NaN stays: no parameter moves on by a gradient of which a part is NaN
