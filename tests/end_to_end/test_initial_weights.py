@@ -218,6 +218,42 @@ def test_checkpoints_that_do_not_fit(compiled: Compile, tmp_path: Path) -> None:
         InitialValues(bundle, manifest(bundle), shards)
 
 
+class Frozen(torch.nn.Module):
+    """Batch norm by fixed statistics, and a mask: nothing that training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 8)
+        self.register_buffer("mask", torch.arange(8) % 2 == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.norm.eval()(self.up(x)) * self.mask.float().exp()).pow(2).mean()
+
+
+def frozen() -> TrainingTask:
+    torch.manual_seed(0)
+    return TrainingTask(Frozen(), {"x": torch.randn(8, 8)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_buffers_that_became_constants(dtype: torch.dtype, tmp_path: Path) -> None:
+    """A checkpoint with other values of them would be trained with those of the compilation: it is refused."""
+    state = {n: x.to(dtype) if x.is_floating_point() else x for n, x in frozen().model.state_dict().items()}
+    good, bad, task = tmp_path / "good.safetensors", tmp_path / "bad.safetensors", frozen()
+    save(good, state)
+    save(bad, state | {"norm.running_var": torch.full((8,), 2.0, dtype=dtype)})
+    task.weights = good
+    out = driver.compile(task, "laptop", 8, out=tmp_path / "build", force="dp=2", dtype="float64").bundle
+    assert "norm.running_var" in manifest(out)["weights"]["fixed"] and "mask" in manifest(out)["weights"]["fixed"]
+    assert start(out, good)
+    message = "has other values of norm.running_var than the model when it was compiled"
+    with pytest.raises(BundleError, match=message):
+        start(out, bad)
+    assert InitialValues(out, manifest(out), bad, partial=True)
+    with pytest.raises(Diagnostic, match=message):
+        driver.compile(frozen(), "laptop", 8, out=tmp_path / "again", weights=bad)
+
+
 def test_partial_weights(compiled: Compile, tmp_path: Path) -> None:
     """Fine-tuning: a body from a checkpoint, the rest as the model initialises it."""
     bundle = compiled("dp=4")

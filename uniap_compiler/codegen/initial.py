@@ -18,7 +18,7 @@ from ..ir import Diagnostic, Module
 from ..runtime import weights as weights_file
 from ..runtime.errors import BundleError
 from ..runtime.initialise import Recipe, Recipes, to_json
-from ..runtime.pretrained import Pretrained, Wanted
+from ..runtime.pretrained import Pretrained, Wanted, digests
 from .rank import shape_of, torch_name
 
 if TYPE_CHECKING:
@@ -89,6 +89,9 @@ def check_initial(module: Module, given: Mapping[str, Any]) -> None:
     names = {name for table in tables.values() for name, (_, others) in table.items() for name in (name, *others)}
     if unused := sorted(set(given) - names):
         module.attrs["unused"] = unused
+    folded = [str(p.attrs["path"]) for p in main.params if p.attrs.get("folded")]
+    if fixed := [[name, *digests(given[name])] for name in folded if isinstance(given.get(name), torch.Tensor)]:
+        module.attrs["fixed"] = fixed
     _values(module, given, tables["param"], tables["buffer"])
 
 
@@ -104,6 +107,8 @@ def described(module: Module, constants: bool, recipe: bool = False) -> dict[str
         entry["checkpoint"] = str(checkpoint)
     if unused := _names(module.attrs.get("unused")):
         entry["unused"] = unused
+    if fixed := _fixed(module):
+        entry["fixed"] = fixed
     return entry
 
 
@@ -112,7 +117,8 @@ def _values(module: Module, given: Mapping[str, Any], parameters: Wanted, buffer
     elsewhere: Container[str] = ()
     if path := module.attrs.get("checkpoint"):
         try:
-            elsewhere = Pretrained(Path(str(path)), parameters, buffers, _names(module.attrs.get("unused")))
+            unused = _names(module.attrs.get("unused"))
+            elsewhere = Pretrained(Path(str(path)), parameters, buffers, unused, fixed=_fixed(module))
         except BundleError as error:
             raise Diagnostic(str(error).partition("\n")[0]) from None
     values = {name: given.get(name) for name in (*parameters, *buffers) if name not in elsewhere}
@@ -125,6 +131,12 @@ def _values(module: Module, given: Mapping[str, Any], parameters: Wanted, buffer
                 help="build the model with uniap_compiler.on_meta, or take the weights from a checkpoint (--weights)",
             )
     return values
+
+
+def _fixed(module: Module) -> dict[str, list[str]]:
+    """Buffers whose values became constants of the programme, and the digests of these values."""
+    rows = module.attrs.get("fixed")
+    return {str(name): [str(d) for d in found] for name, *found in rows} if isinstance(rows, list) else {}  # type: ignore[misc]
 
 
 def _names(attr: object) -> list[str]:

@@ -4,7 +4,8 @@
     initial.read("wq.weight", rank.PARAMETERS["wq.weight"], device)         # this rank's slice, in memory of its own
 
 manifest: "weights": {"files": [...], "constants": [...], "recipe": "weights/recipe.json", "checkpoint": "/data/llama",
-"unused": [names that the model has and the bundle does not need]}; the last three may be absent.
+"unused": [names that the model has and the bundle does not need], "fixed": {buffer: digests of the values that became
+constants (pretrained.py)}}; the last four may be absent.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class InitialValues:
             {name: (entry["shape"], entry.get("aliases", [])) for name, entry in manifest.get(kind, {}).items()}
             for kind in ("parameters", "buffers")
         )
-        self.checkpoint = Pretrained(path, parameters, buffers, told.get("unused", ()), partial)
+        self.checkpoint = Pretrained(path, parameters, buffers, told.get("unused", ()), partial, told.get("fixed"))
 
     def read(self, name: str, record: Mapping[str, Any], device: torch.device) -> torch.Tensor:
         """name: of the parameter or buffer at home.  record: its shape, dtype and slices (docs/bundle.md)."""

@@ -9,9 +9,10 @@ wanted: name -> its shape and its other names (tied parameters).  Names in the f
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,21 @@ SINGLE = "model.safetensors"
 
 Wanted = Mapping[str, tuple[list[int], list[str]]]
 
+_HALVES = (torch.bfloat16, torch.float16)
+
 
 class Pretrained:
     """optional: like wanted, for buffers: a file may have them.  known: names of the model that it may have in vain.
 
-    partial: names may be missing, and the file may have others.  Raises BundleError for names and shapes that do not
-    fit.
+    partial: names may be missing, and the file may have others.  fixed: buffers that became constants of the programme,
+    and the digests of their values.  Raises BundleError for names, shapes and values of such buffers that do not fit.
     """
 
     def __init__(
         self, path: Path, wanted: Wanted, optional: Wanted | None = None, known: Iterable[str] = (),
-        partial: bool = False,
+        partial: bool = False, fixed: Mapping[str, Sequence[str]] | None = None,
     ) -> None:  # fmt: skip
-        self.path = path
+        self.path, self._fixed = path, fixed or {}
         self._files = Weights(files_of(path))
         self._name = self._match(wanted, optional or {}, [*known], partial)
 
@@ -72,10 +75,29 @@ class Pretrained:
             shape, wish = list(self._files.shape(theirs)), list(shapes[name][0])
             if shape != wish:
                 raise self._wrong(f"has {theirs} of shape {shape}, the bundle needs {wish}")
+        there_too = [name for name in self._fixed if name in renamed and not partial]
+        others = [n for n in there_too if digest(self._files.whole(renamed[n])) not in self._fixed[n]]
+        if others:
+            raise self._wrong(
+                f"has other values of {_listed(others)} than the model when it was compiled, which became constants",
+                "load them into the model and compile it again; --partial-weights leaves them as they are",
+            )
         return found
 
     def _wrong(self, what: str, help: str | None = None) -> BundleError:
         return BundleError(f"the checkpoint {self.path} {what}", help, everywhere=True)
+
+
+def digest(x: torch.Tensor) -> str:
+    """Of shape and values; the same for all dtypes but those of 16 bits, which round."""
+    x = x.detach() if x.dtype in _HALVES else x.detach().float()
+    raw = x.contiguous().view(-1).view(torch.uint8).numpy(force=True) if x.numel() else b""
+    return hashlib.sha256(str(list(x.shape)).encode() + bytes(raw)).hexdigest()[:16]
+
+
+def digests(x: torch.Tensor) -> list[str]:
+    """Those of a tensor as files may have it."""
+    return [digest(x.detach().to(dtype)) for dtype in (torch.float32, *_HALVES)]
 
 
 def files_of(path: Path) -> list[Path]:

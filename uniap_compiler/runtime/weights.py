@@ -89,6 +89,10 @@ class Weights:
     def shape(self, name: str) -> list[int]:
         return list(self._where[name].header[name]["shape"])
 
+    def whole(self, name: str) -> torch.Tensor:
+        """A view of the file."""
+        return self._where[name].tensor(name)
+
     def read(self, name: str, record: Mapping[str, Any]) -> torch.Tensor:
         if name not in self._where:
             raise BundleError(f"no weights for {name} in {', '.join(str(p) for p in self.paths) or 'this bundle'}")
