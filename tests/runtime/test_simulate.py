@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from uniap_compiler.runtime.data import flatten
 from uniap_compiler.runtime.errors import BundleError
+from uniap_compiler.runtime.loop import StageLoop
+from uniap_compiler.runtime.processes import SingleProcess
 from uniap_compiler.runtime.simulate import simulate
 
 from .tiny_bundle import Reference, batch, write
@@ -116,3 +120,18 @@ def test_the_bundle_stays_as_written(tmp_path):
     before = sorted(root.rglob("*"))
     simulate(root, [flatten(*batch(2, 0))])
     assert sorted(root.rglob("*")) == before
+
+
+def test_what_a_prelude_made_of_a_buffer_follows_a_checkpoint():
+    stage = SimpleNamespace(
+        ARGS={"prelude": ["buffer:t"], "forward": ["prelude:twice"]},
+        RESULTS={"prelude": ["prelude:twice"], "forward": ["loss"]},
+        prelude=lambda comm, args: (args[0] * 2,), forward=lambda comm, args: (args[0].sum(),),
+    )  # fmt: skip
+    rank, comm = SimpleNamespace(stage=stage, SCHEDULE=[["forward", 0]]), SingleProcess({}, [[0]], torch.device("cpu"))
+    tensors = {"buffer:t": torch.ones(3)}
+    loop = StageLoop(rank, comm, tensors, 1, torch.float32)
+    assert loop.run([{}])[0] == 6
+    tensors["buffer:t"].copy_(torch.full((3,), 2.0))
+    loop.reload()
+    assert loop.run([{}])[0] == 12

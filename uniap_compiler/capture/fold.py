@@ -4,8 +4,8 @@
       ->  func param %cos: tensor<128x16xf32> {role = "constant", digest = "..."}   and its data in the ConstantStore
 
 A table that its dtype rounds is computed in float64 as well, and stored beside as `cos@f64`: that is what the constant
-is when the plan is lowered again in float64 (promote-dtype).  Buffers that forward never changes count as constants; one
-that went into another constant is marked `folded`: a checkpoint with other values of it does not fit the programme.  A
+is when the plan is lowered again in float64 (promote-dtype).  Buffers that forward never changes count as constants;
+one that went into another constant is marked `folded`: a checkpoint with other values does not fit the programme.  A
 single factory op (`aten.full`, `aten.arange`) stays as it is: it is easier to read than data.  An attention mask that
 says no more than "look back only" becomes `causal = true`.
 """

@@ -110,7 +110,7 @@ def resume(folder: Path, bundle: Bundle, training: Training) -> tuple[int, int]:
         training.tensors[role].copy_(x)
     training.optimizer.state = content["state"]
     training.done = int(about["step"])
-    training.refresh()
+    training.reload()
     return int(about["step"]), int(about["position"])
 
 

@@ -56,7 +56,11 @@ class StageLoop:
         self.loss: torch.Tensor | None = None
         self.keys: Sequence[torch.Tensor] = ()
         self.reduced: set[str] = set()
-        if "prelude" in args and self.prelude_once:
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What depends on persistent values alone."""
+        if "prelude" in self.stage.ARGS and self.prelude_once:
             self._segment("prelude", 0)
 
     # -- a step ------------------------------------------------------------------------------------------------------
@@ -110,6 +114,11 @@ class StageLoop:
         if "refresh_parameters" in self.stage.ARGS:
             self._segment("refresh_parameters", 0)
         self.comm.flush()
+
+    def reload(self) -> None:
+        """After persistent values were replaced by others: everything derived from them."""
+        self._prepare()
+        self.refresh()
 
     # -- one segment -------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,7 @@ class Training:
         """Roles that `refresh_parameters` makes from others: not saved, made again after loading."""
         return set(self.rank.stage.RESULTS.get("refresh_parameters", ()))
 
-    def refresh(self) -> None:
+    def reload(self) -> None:
+        """After the tensors were replaced by those of a checkpoint."""
         with torch.no_grad():
-            self.loop.refresh()
+            self.loop.reload()
