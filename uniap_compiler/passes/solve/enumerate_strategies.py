@@ -13,6 +13,7 @@ a micro-batch costs by the batch of one device.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -34,11 +35,16 @@ if TYPE_CHECKING:
     from uniap_compiler.passes.analysis.tensor_parallel.problem import Weights
     from uniap_compiler.passes.manager import Session
 
+log = logging.getLogger(__name__)
+
 _LATENCIES = (0.1, 0.01)
 """Parts of the real latency that the search is told, one after the other."""
 
 _ENOUGH = 0.75
 """A pattern divides the work when a device has at most this part of the layer's matrix operations."""
+
+BOUNDED = "bounded"
+"""The attribute with which the search says that a layer was too large to look at all plans."""
 
 _REPORTED = 8
 """Local batches that a row of plan.strategy lists, at most."""
@@ -60,16 +66,23 @@ class EnumerateStrategies:
         check_degrees(force, graph.names, cluster.devices, batch)
         wanted = list(self._wanted(graph, force, cluster, batch))
         done: list[tuple[str, int, str, SearchCost]] = []
+        bounded: dict[str, dict[int, str]] = {}
         for kind, tp, boundary, cost in wanted:
             sizes = tuple(cost.mesh.axes[a] for a in cost.axes)
             pair = _as_replicated(module, kind, tp, sizes) if (kind, tp, "replicated", cost) in done else None
             for func in pair or search_pattern(module, kind, sizes, boundary, cost):
                 module.funcs.pop(func.name, None)
                 module.add(func)
+                if BOUNDED in func.attrs:
+                    bounded.setdefault(kind, {})[tp] = str(func.attrs[BOUNDED])
             done.append((kind, tp, boundary, cost))
+        for kind, notes in bounded.items():
+            degrees = ", ".join(f"tp={tp} ({note})" for tp, note in notes.items())
+            log.warning("the layer %s is large, there may be better patterns for %s", kind, degrees)
         choose_selective(module, graph, cluster, batches_of(cluster.devices, batch, len(graph.layers))[-1])
         _write_rows(module, graph, cluster, batch)
-        return f"{len(graph.layers)} layers of {len(graph.kinds())} kinds, {len(wanted)} patterns searched"
+        large = f", not all plans of {', '.join(bounded)}" if bounded else ""
+        return f"{len(graph.layers)} layers of {len(graph.kinds())} kinds, {len(wanted)} patterns searched{large}"
 
     def _wanted(
         self, graph: StepGraph, force: Force, cluster: Cluster, batch: int
@@ -113,18 +126,19 @@ def search_pattern(
 ) -> tuple[Func, Func]:
     """The pair of the search.  Where collectives cost so much that nothing is worth splitting, the pattern would be
     tensor parallelism in name only (with less memory nowhere): then it is what the search finds with less latency."""
-    from uniap_compiler.passes.analysis.tensor_parallel.search import search
+    from uniap_compiler.passes.analysis.tensor_parallel.search import LayerSearch
 
     forward, backward = _plain(module, kind)
+    layer = LayerSearch(forward, backward, sizes, boundary)
     enough = _ENOUGH * _work((forward, backward), (), cost.batch)
-    first = search(forward, backward, sizes, boundary, cost)
+    first = layer.find(cost)
     if _work(first, sizes, cost.batch) <= enough:
         return first
-    last = search(forward, backward, sizes, boundary, replace(cost, latency=0.0), _cheap(0.0))
+    last = layer.find(replace(cost, latency=0.0), _cheap(0.0))
     if _work(last, sizes, cost.batch) > enough:  # nothing divides by these sizes
         return first
     for latency in _LATENCIES:
-        pair = search(forward, backward, sizes, boundary, replace(cost, latency=latency), _cheap(latency))
+        pair = layer.find(replace(cost, latency=latency), _cheap(latency))
         if _work(pair, sizes, cost.batch) <= enough:
             return pair
     return last

@@ -12,6 +12,7 @@ go over the major axis, and something else (the queries' groups, a pending opera
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from math import gcd, prod
 from typing import Union
 
@@ -32,8 +33,25 @@ Choice = tuple[Pick, ...]
 """One Pick per axis."""
 
 
-def enumerate_choices(rule: Rule | None, sizes: Mapping[str, Dim], mesh: tuple[int, ...]) -> list[Choice]:
-    """All choices, whole first.  sizes: of every factor; factors that depend on the batch belong to other axes."""
+@lru_cache(maxsize=4096)
+def choice_table(
+    rule: Rule, sizes: tuple[tuple[str, Dim], ...], mesh: tuple[int, ...], mixed: bool
+) -> tuple[list[Choice], list[list[State]], list[list[State]]]:
+    """The choices, and by choice the layouts of every operand and every result; ops of one rule share it."""
+    choices = enumerate_choices(rule, dict(sizes), mesh, mixed)
+    operands = [
+        [operand_state(rule, i, c) for c in choices] if dims is not None else [] for i, dims in enumerate(rule.operands)
+    ]
+    return choices, operands, [[result_state(rule, i, c) for c in choices] for i in range(len(rule.results))]
+
+
+def enumerate_choices(
+    rule: Rule | None, sizes: Mapping[str, Dim], mesh: tuple[int, ...], mixed: bool = True
+) -> list[Choice]:
+    """All choices, whole first.  sizes: of every factor; factors that depend on the batch belong to other axes.
+
+    mixed: axes that a factor cannot take may take another one or a pending operand; else they do nothing.
+    """
     whole: Choice = (None,) * len(mesh)
     if rule is None:
         return [whole]
@@ -46,7 +64,8 @@ def enumerate_choices(rule: Rule | None, sizes: Mapping[str, Dim], mesh: tuple[i
     picks += rule.linear
     choices: list[Choice] = [whole] + [(pick,) * len(mesh) for pick in picks]
     for cut in range(1, len(mesh)):
-        choices += _mixed(splittable, list(rule.linear), _neighbours(rule), mesh, cut)
+        others = (list(rule.linear), _neighbours(rule)) if mixed else ([], set())
+        choices += _mixed(splittable, *others, mesh, cut)
     return list(dict.fromkeys(choices))
 
 

@@ -8,14 +8,15 @@ return, with the layout that the boundary asks for).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 from uniap_compiler.ir import ALIASING_OPS, ITEM_BYTES, Affine, Dim, Func, Layout, Op, Part, Rule, Value, at
 
-from .choices import WHOLE, Choice, State, enumerate_choices, factor_sizes, operand_state, result_state
+from .choices import WHOLE, Choice, State, choice_table, factor_sizes
 
 FORWARD, BACKWARD = 0, 1
 
@@ -73,6 +74,10 @@ class View:
         """The value's layout as one of the tensor."""
         return tuple(self.atoms[s] if isinstance(s, int) else s for s in state)
 
+    def all_inward(self, states: list[State]) -> list[State]:
+        known = {state: self.inward(state) for state in set(states)}
+        return [known[state] for state in states]
+
     def outward(self, state: State) -> State:
         """The tensor's layout as one of the value."""
         return tuple(self.atoms.index(s) if isinstance(s, int) else s for s in state)
@@ -95,13 +100,20 @@ class View:
         pending = tuple((s, f"t{i}") for i, s in enumerate(outer) if isinstance(s, str) and s != WHOLE)
         return Layout(tuple(dims), pending).canonical()
 
-    def local_shape(self, value: Value, state: State, mesh: tuple[int, ...], batch: int) -> tuple[int, ...]:
-        outer = self.outward(state)
-        shape = []
-        for size, group in zip(value.type.shape, self.dims, strict=True):
-            parts = prod(mesh[i] for i, s in enumerate(outer) if isinstance(s, int) and s in group)
-            shape.append(at(size, batch) // parts)
-        return tuple(shape)
+    def local_shapes(
+        self, value: Value, states: Iterable[State], mesh: tuple[int, ...], batch: int
+    ) -> dict[State, tuple[int, ...]]:
+        """What one device has of the value, by the state of the tensor."""
+        whole = [at(size, batch) for size in value.type.shape]
+        dim_of = {self.atoms[atom]: n for n, group in enumerate(self.dims) for atom in group}
+        shapes = {}
+        for state in states:
+            shape = whole.copy()
+            for size, s in zip(mesh, state, strict=True):
+                if isinstance(s, int):
+                    shape[dim_of[s]] //= size
+            shapes[state] = tuple(shape)
+        return shapes
 
 
 @dataclass(eq=False, slots=True)
@@ -137,6 +149,17 @@ class Graph:
     steps: list[Step]
     sinks: list[Sink]
     views: dict[Value, View]
+
+    def size(self) -> int:
+        """About how many columns its programme has: the pairs of a tensor's states, for each of its readers."""
+        states: dict[Tensor, set[State]] = {}
+        readers: Counter[Tensor] = Counter()
+        for step in self.steps:
+            for tensor, there in (*step.reads, *step.makes):
+                states.setdefault(tensor, set()).update(there)
+            readers.update(tensor for tensor, _ in step.reads)
+        networks = sum(len(there) ** 2 * readers[t] for t, there in states.items() if t.source != "whole")
+        return networks + sum(len(step.choices) for step in self.steps)
 
 
 def _used_up(part: Part, mesh: tuple[int, ...]) -> bool:
@@ -184,9 +207,9 @@ def _split_dim(atoms: tuple[int, ...], sizes: tuple[Dim, ...], mesh: tuple[int, 
 
 
 class _Builder:
-    def __init__(self, forward: Func, backward: Func, mesh: tuple[int, ...], boundary: str) -> None:
+    def __init__(self, forward: Func, backward: Func, mesh: tuple[int, ...], boundary: str, mixed: bool) -> None:
         self.graph = Graph(forward, backward, mesh, [], [], [], {})
-        self.boundary = boundary
+        self.boundary, self.mixed = boundary, mixed
         self.whole: State = (WHOLE,) * len(mesh)
         self.named = {v.name: v for v in forward.values()}
         self.stands_for = {p: self._forward_value(p) for p in backward.params if p.attrs["role"] != "tangent"}
@@ -294,17 +317,15 @@ class _Builder:
                 graph.views[op.results[0]] = View(base.tensor, dims, tuple(base.atoms[a] for a in atoms), op)
                 continue
             makes = [self.tensor(result, "op", phase) for result in op.results]
-            sizes = rule_sizes(op, rule) if rule is not None else {}
-            choices = enumerate_choices(rule, sizes, graph.mesh)
+            choices: list[Choice] = [(None,) * len(graph.mesh)]
+            wanted, made = [[self.whole]] * len(op.flat_operands()), [[self.whole]] * len(makes)
+            if rule is not None:
+                sizes = tuple(rule_sizes(op, rule).items())
+                choices, wanted, made = choice_table(rule, sizes, graph.mesh, self.mixed)
             reads: list[tuple[Tensor, list[State]]] = []
-            for i, value in enumerate(op.flat_operands()):
+            for value, states in zip(op.flat_operands(), wanted, strict=True):
                 if value is not None:
-                    states = [operand_state(rule, i, c) if rule is not None else self.whole for c in choices]
-                    reads.append((graph.views[value].tensor, [graph.views[value].inward(s) for s in states]))
-            made = [
-                [result_state(rule, i, c) if rule is not None else self.whole for c in choices]
-                for i in range(len(makes))
-            ]
+                    reads.append((graph.views[value].tensor, graph.views[value].all_inward(states)))
             graph.steps.append(Step(len(graph.steps), op, phase, choices, reads, list(zip(makes, made, strict=True))))
 
 
@@ -339,5 +360,14 @@ def result_kinds(func: Func) -> list[str]:
     return [str(kind) for kind in kinds]
 
 
-def build_graph(forward: Func, backward: Func, mesh: tuple[int, ...], boundary: str) -> Graph:
-    return _Builder(forward, backward, mesh, boundary).build()
+def boundary_states(forward: Func, backward: Func, mesh: tuple[int, ...], boundary: str) -> list[State]:
+    """Of what comes from another layer or goes to one (the gradient of what comes is like it)."""
+    builder = _Builder(forward, backward, mesh, boundary, mixed=True)
+    values = [p for p in (*forward.params, *backward.params) if p.attrs["role"] in ("activation", "tangent")]
+    values += [v for v, kind in zip(forward.returns, result_kinds(forward), strict=True) if v and kind == "value"]
+    return [builder.boundary_of(v) for v in values if v in builder.dims]
+
+
+def build_graph(forward: Func, backward: Func, mesh: tuple[int, ...], boundary: str, mixed: bool = True) -> Graph:
+    """mixed: whether the axes of an op may split different factors (`enumerate_choices`)."""
+    return _Builder(forward, backward, mesh, boundary, mixed).build()

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
 from itertools import groupby
 from typing import Literal
 
@@ -73,6 +75,13 @@ def move_between(a: State, b: State) -> Move | None:
     return Move("first", axes) if old == WHOLE and new == SUM else None
 
 
+@lru_cache(maxsize=4096)
+def moves_among(states: tuple[State, ...]) -> list[tuple[State, State, Move]]:
+    """All pairs that a single collective joins; the tensors of a layer have few different sets of states."""
+    moves = [(a, b, move_between(a, b) if a != b else None) for a in states for b in states]
+    return [(a, b, move) for a, b, move in moves if move is not None]
+
+
 def with_intermediates(states: Collection[State]) -> list[State]:
     """The states, whole, and for mixed states those on the way to whole, in a fixed order."""
     found = set(states)
@@ -109,18 +118,19 @@ class Prices:
     ) -> None:
         self.cost, self.mesh, self.second, self.round, self.communication = cost, mesh, second, round, communication
         self.saved_byte, self.rest_byte = saved, rest
+        self._known: dict[tuple[str, tuple[int, ...], float], float] = {}
 
-    def move(self, tensor: Tensor, a: State, b: State, move: Move) -> float:
-        if move.kind in ("slice", "first"):
-            return self.HAIR
-        size = max(tensor.local_bytes(s, self.mesh, self.cost.batch) for s in (a, b))
-        return self._collective(move.kind, move.axes, size)
+    def move(self, move: Move, size: float) -> float:
+        """size: bytes on one device, where it is larger."""
+        return self.HAIR if move.kind in ("slice", "first") else self._collective(move.kind, move.axes, size)
 
     def _collective(self, kind: str, axes: tuple[int, ...], size: float, least: float = 0.25) -> float:
         """least: the part of a round that the smallest message is."""
-        seconds = self.communication * self.cost.collective_seconds(kind, axes, size)
+        key = (kind, axes, size)
+        if key not in self._known:
+            self._known[key] = self.cost.collective_seconds(kind, axes, size)
         rounds = (2 if kind == "all_reduce" else 1) * self._rounds(size, least)
-        return seconds / self.second + self.round * rounds
+        return self.communication * self._known[key] / self.second + self.round * rounds
 
     @staticmethod
     def _rounds(size: float, least: float = 0.25) -> float:
@@ -151,15 +161,12 @@ class Prices:
 def arcs_of(tensor: Tensor, states: list[State], phases: Collection[int], prices: Prices) -> list[Arc]:
     """All arcs of a tensor; a parameter is at rest in both phases, so it is never saved."""
     arcs = []
-    for a in states:
-        for b in states:
-            move = move_between(a, b) if a != b else None
-            if move is None or (
-                move.kind == "all_to_all" and (tensor.source == "parameter" or _same_dim(tensor, move))
-            ):
-                continue
-            price = prices.move(tensor, a, b, move)
-            arcs += [Arc((phase, a), (phase, b), move, price) for phase in sorted(phases)]
+    size = {state: tensor.local_bytes(state, prices.mesh, prices.cost.batch) for state in states}
+    for a, b, move in moves_among(tuple(states)):
+        if move.kind == "all_to_all" and (tensor.source == "parameter" or _same_dim(tensor, move)):
+            continue
+        price = prices.move(move, max(size[a], size[b]))
+        arcs += [Arc((phase, a), (phase, b), move, price) for phase in sorted(phases)]
     if tensor.source != "parameter" and tensor.phase == FORWARD and BACKWARD in phases:
         arcs += [Arc((FORWARD, s), (BACKWARD, s), Move("save", ()), prices.save(tensor, s)) for s in states]
     return arcs
@@ -169,66 +176,70 @@ def _same_dim(tensor: Tensor, move: Move) -> bool:
     return any(move.joined in group and move.split in group for group in tensor.dims)
 
 
-def steiner_tree(root: Node, terminals: Collection[Node], arcs: list[Arc]) -> tuple[float, dict[Node, Arc]]:
-    """The cheapest tree from root to all terminals (Dreyfus and Wagner): its cost and the arc into each node."""
+def steiner_tree(root: Node, terminals: Collection[Node], arcs: Sequence[Arc]) -> tuple[float, dict[Node, Arc]]:
+    """The cheapest tree from root to all terminals (Dreyfus and Wagner): its cost and the arc into each node.
+
+    cost[mask][n] is that of a tree from n to the terminals in mask: it goes along an arc, or divides into two trees.
+    """
     goals = [t for t in dict.fromkeys(terminals) if t != root]
     if not goals:
         return 0.0, {}
-    nodes = list(dict.fromkeys([root, *goals, *(n for arc in arcs for n in (arc.source, arc.target))]))
-    distance, step = _shortest(nodes, arcs)
+    incoming: dict[Node, list[Arc]] = {}
+    for arc in arcs:
+        incoming.setdefault(arc.target, []).append(arc)
 
     full = (1 << len(goals)) - 1
-    best: list[dict[Node, float]] = [{} for _ in range(full + 1)]
-    how: list[dict[Node, tuple[int, Node]]] = [{} for _ in range(full + 1)]
+    cost: list[dict[Node, float]] = [{} for _ in range(full + 1)]
+    how: list[dict[Node, Arc | int]] = [{} for _ in range(full + 1)]
     for mask in range(1, full + 1):
-        meet: dict[Node, tuple[float, int]] = {}
+        here, steps = cost[mask], how[mask]
         if mask & (mask - 1) == 0:
-            meet[goals[mask.bit_length() - 1]] = (0.0, 0)
-        else:
-            half = (mask - 1) & mask
-            while half:
-                if half & (mask & -mask):
-                    for n, cost in best[half].items():
-                        if n in best[mask ^ half] and cost + best[mask ^ half][n] < meet.get(n, (float("inf"), 0))[0]:
-                            meet[n] = (cost + best[mask ^ half][n], half)
-                half = (half - 1) & mask
-        for n in nodes:
-            for m, (cost, half) in meet.items():
-                total = distance[n].get(m, float("inf")) + cost
-                if total < best[mask].get(n, float("inf")):
-                    best[mask][n], how[mask][n] = total, (half, m)
-    if root not in best[full]:
+            here[goals[mask.bit_length() - 1]] = 0.0
+        half = (mask - 1) & mask
+        while half:
+            if half & (mask & -mask):
+                other = cost[mask ^ half]
+                for n, part in cost[half].items():
+                    if n in other and part + other[n] < here.get(n, float("inf")):
+                        here[n], steps[n] = part + other[n], half
+            half = (half - 1) & mask
+        _relax(here, steps, incoming)
+    if root not in cost[full]:
         return float("inf"), {}
     tree: dict[Node, Arc] = {}
     stack = [(full, root)]
     while stack:
         mask, n = stack.pop()
-        half, m = how[mask][n]
-        while n != m:
-            arc = step[n, m]
-            tree.setdefault(arc.target, arc)
-            n = arc.target
-        if half:
-            stack += [(half, m), (mask ^ half, m)]
-    return best[full][root], tree
+        step = how[mask].get(n)
+        if isinstance(step, Arc):
+            tree.setdefault(step.target, step)
+            stack.append((mask, step.target))
+        elif step is not None:
+            stack += [(step, n), (mask ^ step, n)]
+    return cost[full][root], tree
 
 
-def _shortest(nodes: list[Node], arcs: list[Arc]) -> tuple[dict[Node, dict[Node, float]], dict[tuple[Node, Node], Arc]]:
-    """All shortest distances, and the first arc on the way (Floyd and Warshall: there are a dozen nodes)."""
-    distance: dict[Node, dict[Node, float]] = {n: {n: 0.0} for n in nodes}
-    step: dict[tuple[Node, Node], Arc] = {}
+def distances(root: Node, arcs: Sequence[Arc]) -> dict[Node, float]:
+    """What it costs to get from root to every node that can be reached."""
+    outgoing: dict[Node, list[Arc]] = {}
     for arc in arcs:
-        if arc.cost < distance[arc.source].get(arc.target, float("inf")):
-            distance[arc.source][arc.target] = arc.cost
-            step[arc.source, arc.target] = arc
-    for middle in nodes:
-        onward = list(distance[middle].items())
-        for n in nodes:
-            base = distance[n].get(middle)
-            if base is None or n == middle:
-                continue
-            for target, length in onward:
-                if base + length < distance[n].get(target, float("inf")):
-                    distance[n][target] = base + length
-                    step[n, target] = step[n, middle]
-    return distance, step
+        outgoing.setdefault(arc.source, []).append(Arc(arc.target, arc.source, arc.move, arc.cost))
+    cost = {root: 0.0}
+    _relax(cost, {}, outgoing)
+    return cost
+
+
+def _relax(cost: dict[Node, float], how: dict[Node, Arc | int], incoming: dict[Node, list[Arc]]) -> None:
+    """Lower the costs along arcs, towards their sources, until no arc does (Dijkstra)."""
+    heap = [(c, i, n) for i, (n, c) in enumerate(cost.items())]
+    heapify(heap)
+    number = len(heap)  # equal costs are taken in the order in which they were found
+    while heap:
+        c, _, n = heappop(heap)
+        if c > cost[n]:
+            continue
+        for arc in incoming.get(n, ()):
+            if c + arc.cost < cost.get(arc.source, float("inf")):
+                cost[arc.source], how[arc.source] = c + arc.cost, arc
+                heappush(heap, (c + arc.cost, number, arc.source))
+                number += 1

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from uniap_compiler.ir import Dim, Op, at
+from uniap_compiler.ir import Dim, Op, Rule, at
 
 from ..exchange import with_peers
 from .choices import MAX, SUM, WHOLE, State, split_attr
 from .costs import LayerCost, Shape
 from .graph import BACKWARD, FORWARD, Graph, Sink, Step, Tensor, View
-from .network import Arc, Node, Prices, arcs_of, state_key, steiner_tree, with_intermediates
+from .network import Arc, Node, Prices, arcs_of, distances, state_key, steiner_tree, with_intermediates
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,10 @@ class Weights:
 
 @dataclass(eq=False, slots=True)
 class Problem:
-    """A graph with its prices: everything that the programme is made of, and what `evaluate` needs."""
+    """A graph with its prices: everything that the programme is made of, and what `evaluate` needs.
+
+    Tensors of one size with the same states share one list of arcs, and `tree` what it found there.
+    """
 
     graph: Graph
     prices: Prices
@@ -47,11 +50,38 @@ class Problem:
     arcs: dict[Tensor, list[Arc]]
     fixed: dict[Tensor, set[Node]]
     sinks: dict[Sink, dict[State, list[tuple[State, float]]]]
+    _trees: dict[tuple[int, Node, frozenset[Node]], tuple[float, dict[Node, Arc]]] = field(default_factory=dict)
+
+    _distances: dict[tuple[int, Node], dict[Node, float]] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> State:
+        return (WHOLE,) * len(self.graph.mesh)
+
+    def tree(self, tensor: Tensor, root: Node, readers: Iterable[Node]) -> tuple[float, dict[Node, Arc]]:
+        """The cheapest tree of collectives from root to all readers."""
+        arcs, nodes = self.arcs[tensor], frozenset(readers) - {root}
+        if not nodes:
+            return 0.0, {}
+        key = id(arcs), root, nodes
+        if key not in self._trees:
+            self._trees[key] = steiner_tree(root, sorted(nodes, key=_node_key), arcs)
+        return self._trees[key]
+
+    def distance(self, tensor: Tensor, start: Node, end: Node) -> float:
+        """Of the tree with one reader."""
+        key = id(self.arcs[tensor]), start
+        if key not in self._distances:
+            self._distances[key] = distances(start, self.arcs[tensor])
+        return self._distances[key].get(end, float("inf"))
 
 
 @dataclass(eq=False, slots=True)
 class Solution:
-    """choice: per step its index.  rest: per parameter its layout.  trees: from a (tensor, phase) to its readers."""
+    """choice: per step its index.  rest: per parameter its layout.  trees: from a (tensor, phase) to its readers.
+
+    bounded: why a better one may have been missed; empty for an optimum.
+    """
 
     choice: list[int]
     rest: dict[Tensor, State]
@@ -59,12 +89,14 @@ class Solution:
     trees: dict[tuple[Tensor, int], dict[Node, Arc]] = field(default_factory=dict)
     gradients: dict[Sink, State] = field(default_factory=dict)
     statistics: dict[str, float] = field(default_factory=dict)
+    bounded: str = ""
 
 
 def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
     """Price every choice and arc; the unit is a thousandth of the layer's time on one device."""
     mesh, whole = graph.mesh, (WHOLE,) * len(graph.mesh)
-    seconds = [[cost.op_seconds(*local) for local in _local(graph, step, cost)] for step in graph.steps]
+    local = [list(_local(graph, step, cost)) for step in graph.steps]
+    seconds = [_seconds(row, cost) for row in local]
     second = sum(row[0] for row in seconds) / 1000 or 1.0
     saved = rest = 1.0
     for tensor in graph.tensors:
@@ -82,8 +114,8 @@ def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
         weights.communication,
     )
     costs = [
-        [s / second + prices.exchanges(op, operands) for s, (op, operands, _) in zip(row, _local(graph, step, cost))]
-        for row, step in zip(seconds, graph.steps, strict=True)
+        [s / second + prices.exchanges(op, operands) for s, (op, operands, _) in zip(row, choices, strict=True)]
+        for row, choices in zip(seconds, local, strict=True)
     ]
     problem = Problem(graph, prices, costs, {}, {}, {}, {}, {})
 
@@ -105,9 +137,14 @@ def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
             param = graph.views[sink.gradient_of.value]
             wanted[sink.gradient_of].update(_same_splits(sink.view, wanted[sink.view.tensor], param))
             wanted[sink.view.tensor].update(_same_splits(param, wanted[sink.gradient_of], sink.view))
+    shared: dict[tuple[object, ...], list[Arc]] = {}
     for tensor in graph.tensors:
-        problem.states[tensor] = with_intermediates(wanted[tensor])
-        problem.arcs[tensor] = arcs_of(tensor, problem.states[tensor], phases[tensor], prices)
+        states = problem.states[tensor] = with_intermediates(wanted[tensor])
+        size = tensor.local_bytes(whole, mesh, cost.batch)
+        key = (tensor.source == "parameter", tensor.phase, tensor.dims, size, *sorted(phases[tensor]), *states)
+        if key not in shared:
+            shared[key] = arcs_of(tensor, states, phases[tensor], prices)
+        problem.arcs[tensor] = shared[key]
         if tensor.source == "parameter":
             problem.rests[tensor] = [
                 s for s in problem.states[tensor] if all(x == WHOLE or isinstance(x, int) for x in s)
@@ -118,25 +155,36 @@ def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
     return problem
 
 
+def _seconds(choices: list[tuple[Op, list[Shape | None], list[Shape]]], cost: LayerCost) -> list[float]:
+    """Of one op, by choice; many choices leave it the same local shapes."""
+    known: dict[tuple[object, ...], float] = {}
+    row = []
+    for op, operands, results in choices:
+        key = (id(op), *operands, None, *results)
+        if key not in known:
+            known[key] = cost.op_seconds(op, operands, results)
+        row.append(known[key])
+    return row
+
+
 def _local(graph: Graph, step: Step, cost: LayerCost) -> Iterator[tuple[Op, list[Shape | None], list[Shape]]]:
     """For every choice the op with its local shapes."""
     sizes = {f"t{n}": size for n, size in enumerate(graph.mesh)}
+    values = [v for v in step.op.flat_operands() if v is not None] + [tensor.value for tensor, _ in step.makes]
+    shapes = []
+    for value, (_, states) in zip(values, (*step.reads, *step.makes), strict=True):
+        there = graph.views[value].local_shapes(value, set(states), graph.mesh, cost.batch)
+        shapes.append([there[state] for state in states])
+    reads = iter(shapes)
+    operands = [next(reads) if v is not None else None for v in step.op.flat_operands()]
+    results = list(reads)
+    rule = step.op.attrs.get("rule")
     for k, choice in enumerate(step.choices):
-        reads = iter(step.reads)
-        shapes: list[Shape | None] = []
-        for value in step.op.flat_operands():
-            shapes.append(None)
-            if value is not None:
-                _, states = next(reads)
-                shapes[-1] = graph.views[value].local_shape(value, states[k], graph.mesh, cost.batch)
-        makes = [
-            graph.views[t.value].local_shape(t.value, states[k], graph.mesh, cost.batch) for t, states in step.makes
-        ]
         op = step.op
-        if any(isinstance(pick, str) and op.attrs["rule"].split_by(pick) != (pick,) for pick in choice):  # type: ignore[union-attr]
+        if isinstance(rule, Rule) and any(isinstance(p, str) and rule.split_by(p) != (p,) for p in choice):
             attrs = {**op.attrs, "split": split_attr(choice)}
             op = with_peers(Op(op.name, op.operands, op.results, attrs, None, op.loc), sizes)
-        yield op, shapes, makes
+        yield op, [s[k] if s is not None else None for s in operands], [s[k] for s in results]
 
 
 def _same_splits(source: View, states: Iterable[State], target: View) -> list[State]:
@@ -213,7 +261,7 @@ def evaluate(problem: Problem, choice: list[int], rest: dict[Tensor, State]) -> 
                 ]
             best = None
             for extra, nodes, chosen in options:
-                cost, tree = steiner_tree((phase, roots[tensor]), nodes, problem.arcs[tensor])
+                cost, tree = problem.tree(tensor, (phase, roots[tensor]), nodes)
                 if best is None or extra + cost < best[0]:
                     best = (extra + cost, tree, chosen)
             assert best is not None, f"the gradient {tensor.name} cannot lie like its parameter"

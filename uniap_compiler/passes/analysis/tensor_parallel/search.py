@@ -13,20 +13,74 @@ from uniap_compiler.ir import Func
 
 from .apply import apply
 from .costs import LayerCost
-from .graph import build_graph
+from .graph import boundary_states, build_graph
 from .model import solve
 from .problem import Weights, build_problem
+from .segments import find_segments
 
 BOUNDARIES = ("replicated", "sequence")
+
+COLUMNS = 60_000
+"""Of a programme.  A count, not seconds: a layer gets the same plan on every machine, whatever else it does."""
 
 log = logging.getLogger("uniap_compiler.tensor_parallel")
 
 
 def boundary_matters(forward: Func, backward: Func, sizes: tuple[int, ...]) -> bool:
     """Whether some activation lies differently between layers: 49 patches are whole on four devices, either way."""
-    graphs = [build_graph(forward, backward, tuple(sizes), boundary) for boundary in BOUNDARIES]
-    states = [([t.state for t in graph.tensors], [s.state for s in graph.sinks]) for graph in graphs]
+    states = [boundary_states(forward, backward, tuple(sizes), boundary) for boundary in BOUNDARIES]
     return states[0] != states[1]
+
+
+class LayerSearch:
+    """The searches of one layer on tensor axes t0 (major), t1, ... with these prime sizes; only prices differ.
+
+    forward, backward: a differentiated pair with refined rules; they are left as they are.  boundary: the layout of
+    activations between layers, "replicated" or "sequence" (dim 1 of batch-first values, where it divides).  columns:
+    of the programme, at most.  A layer that would have more is searched in segments, and its funcs say so in `bounded`.
+    """
+
+    def __init__(
+        self, forward: Func, backward: Func, sizes: tuple[int, ...], boundary: str, columns: int = COLUMNS
+    ) -> None:
+        if boundary not in BOUNDARIES:
+            raise ValueError(f"boundary {boundary!r} is none of {', '.join(BOUNDARIES)}")
+        self.boundary, self.columns = boundary, columns
+        self.graph = build_graph(forward, backward, tuple(sizes), boundary)
+        self.size = self.graph.size()
+        if self.size > columns:
+            self.graph = build_graph(forward, backward, tuple(sizes), boundary, mixed=False)
+
+    def find(self, cost: LayerCost, weights: Weights | None = None) -> tuple[Func, Func]:
+        """The fastest way to run the layer.  weights: what counts beside seconds."""
+        start, graph = perf_counter(), self.graph
+        problem = build_problem(graph, cost, weights or Weights())
+        built = perf_counter()
+        if self.size <= self.columns:
+            solution = solve(problem)
+        else:
+            segments = find_segments(problem)
+            solution = solve(problem, segments, self.columns)
+            found = solution.bounded or f"{len(graph.steps)} ops in {len(set(segments.leader))} segments"
+            solution.bounded = f"about {self.size} columns, {self.columns} at most: {found}"
+        log.info(
+            "@%s on %s, boundary %s: %d tensors, %d steps, %s; built in %.2f s, solved in %.2f s, cost %.4f%s",
+            graph.forward.name,
+            "x".join(map(str, graph.mesh)),
+            self.boundary,
+            len(graph.tensors),
+            len(graph.steps),
+            solution.statistics,
+            built - start,
+            perf_counter() - built,
+            solution.cost,
+            f"; bounded ({solution.bounded})" if solution.bounded else "",
+        )
+        pair = apply(problem, solution, self.boundary)
+        if solution.bounded:
+            for func in pair:
+                func.attrs["bounded"] = solution.bounded
+        return pair
 
 
 def search(
@@ -37,29 +91,5 @@ def search(
     cost: LayerCost,
     weights: Weights | None = None,
 ) -> tuple[Func, Func]:
-    """The fastest way to run a layer on the tensor axes t0 (major), t1, ... with these prime sizes.
-
-    forward, backward: a differentiated pair with refined rules; they are left as they are.  boundary: the layout of
-    activations between layers, "replicated" or "sequence" (dim 1 of batch-first values, where it divides).  weights:
-    what counts beside seconds.
-    """
-    if boundary not in BOUNDARIES:
-        raise ValueError(f"boundary {boundary!r} is none of {', '.join(BOUNDARIES)}")
-    start = perf_counter()
-    graph = build_graph(forward, backward, tuple(sizes), boundary)
-    problem = build_problem(graph, cost, weights or Weights())
-    built = perf_counter()
-    solution = solve(problem)
-    log.info(
-        "@%s on %s, boundary %s: %d tensors, %d steps, %s; built in %.2f s, solved in %.2f s, cost %.4f",
-        forward.name,
-        "x".join(map(str, sizes)),
-        boundary,
-        len(graph.tensors),
-        len(graph.steps),
-        solution.statistics,
-        built - start,
-        perf_counter() - built,
-        solution.cost,
-    )
-    return apply(problem, solution, boundary)
+    """One search of one layer: see LayerSearch."""
+    return LayerSearch(forward, backward, sizes, boundary).find(cost, weights)
