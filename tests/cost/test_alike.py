@@ -13,14 +13,15 @@ from uniap_compiler import TrainingTask
 from uniap_compiler.capture import capture
 from uniap_compiler.cluster import load_cluster
 from uniap_compiler.ir import ConstantStore, Func, Module
-from uniap_compiler.ir.printer import print_func
+from uniap_compiler.ir.printer import print_func, print_module
 from uniap_compiler.passes.analysis.cost.op_cost import SearchCost
 from uniap_compiler.passes.manager import Session, run_passes
 from uniap_compiler.passes.pipelines import parse_pipeline
-from uniap_compiler.passes.solve import enumerate_strategies
+from uniap_compiler.passes.solve import enumerate_strategies, solve_parallelism
 from uniap_compiler.passes.solve.alike import alike, plain_pair, translated, translation
 from uniap_compiler.passes.solve.cluster_op import cluster_of
 from uniap_compiler.passes.solve.enumerate_strategies import EnumerateStrategies, force_of, search_pattern
+from uniap_compiler.passes.solve.pattern_costs import pattern_costs
 from uniap_compiler.passes.solve.step_graph import StepGraph
 
 RULES = "canonicalize,outline-layers,differentiate,decompose-losses,shard-rules"
@@ -126,3 +127,16 @@ def test_a_sequence_that_does_not_divide_is_not_searched_again(
 
 def _wanted(module: Module) -> list[tuple[str, int, str, SearchCost]]:
     return list(EnumerateStrategies()._wanted(StepGraph.of(module), force_of(module), cluster_of(module), 8))
+
+
+def test_costs_that_are_left_to_the_solver_are_those_that_it_would_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(solve_parallelism, "pattern_costs", lambda *args: asked.append(args) or pattern_costs(*args))
+    together, _ = compiled([(0.9, 0.5)], f"{RULES},enumerate-strategies,solve-parallelism", "")
+    assert not asked
+    alone, _ = compiled([(0.9, 0.5)], f"{RULES},enumerate-strategies", "")
+    run_passes(alone, parse_pipeline("solve-parallelism"), Session())
+    assert len(asked) == 1
+    assert print_module(alone) == print_module(together)
+    compiled([(0.9, 0.5)], f"{RULES},enumerate-strategies,cse,solve-parallelism", "")
+    assert len(asked) == 2  # what lies between may change the module

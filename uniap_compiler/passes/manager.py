@@ -50,6 +50,8 @@ class Session:
     """The folder that locations are relative to (the task file's)."""
     ops: tuple[Path, ...] = ()
     """Files that define ops of the user's own; the bundle gets copies (docs/own-ops.md)."""
+    found: dict[str, Any] = field(default_factory=dict)
+    """What a pass leaves to the next one, which would find the same: nothing that is not in the module."""
 
 
 class Pass(Protocol):
@@ -115,7 +117,9 @@ def run_passes(
         start = time.perf_counter()
         done = False
         try:
+            before_last = dict(session.found)
             record.report = pass_.run(module, session)
+            session.found = {k: v for k, v in session.found.items() if before_last.get(k) is not v}
             done = True
             if pass_.ensures is not None:
                 module.attrs["level"] = Atom(pass_.ensures)

@@ -27,8 +27,8 @@ from uniap_compiler.passes.lower.insert_communication import pattern_name
 from .alike import plain_pair
 from .cluster_op import cluster_of, record_cluster
 from .force import Force, admits, check_degrees, parse_force
-from .pattern_costs import choose_selective, pattern_costs
-from .problem import batches_of, divisors
+from .pattern_costs import COSTS, choose_selective, make_pairs, pattern_costs
+from .problem import Pattern, batches_of, divisors
 from .step_graph import StepGraph
 
 if TYPE_CHECKING:
@@ -79,8 +79,12 @@ class EnumerateStrategies:
         for kind, notes in bounded.items():
             degrees = ", ".join(f"tp={tp} ({note})" for tp, note in notes.items())
             log.warning("the layer %s is large, there may be better patterns for %s", kind, degrees)
-        choose_selective(module, graph, cluster, batches_of(cluster.devices, batch, len(graph.layers))[-1])
-        _write_rows(module, graph, cluster, batch)
+        batches = batches_of(cluster.devices, batch, len(graph.layers))
+        made = make_pairs(module, graph)
+        choose_selective(module, graph, cluster, batches[-1], made)
+        costs = pattern_costs(module, graph, cluster, batches, made)
+        session.found[COSTS] = (module, costs)
+        _write_rows(module, graph, batches, costs)
         large = f", not all plans of {', '.join(bounded)}" if bounded else ""
         return f"{len(graph.layers)} layers of {len(graph.kinds())} kinds, {len(wanted)} patterns searched{large}"
 
@@ -178,18 +182,19 @@ def _work(pair: tuple[Func, Func], sizes: tuple[int, ...], batch: int) -> float:
     return sum(float(matrix_operations(func, axes, batch)) for func in pair)
 
 
-def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) -> None:
+def _write_rows(
+    module: Module, graph: StepGraph, batches: list[int], costs: dict[tuple[str, int, str], Pattern]
+) -> None:
     module.ops = [op for op in module.ops if op.name != "plan.strategy"]
-    batches = batches_of(cluster.devices, batch, len(graph.layers))[-_REPORTED:]
     others = {kind: [k for k, first in graph.like.items() if first == kind != k] for kind in graph.like}
-    for (kind, tp, boundary), pattern in pattern_costs(module, graph, cluster, batches).items():
+    for (kind, tp, boundary), pattern in costs.items():
         if graph.like[kind] != kind:
             continue
         cost, some = pattern.cost, pattern.selective
         selective: Attrs = {}
         if some is not None:
-            selective["selective"] = [int(n) for n in some.saved]
-            selective["selective_backward"] = [short(t) for t in some.backward_seconds]
+            selective["selective"] = [int(n) for n in some.saved[-_REPORTED:]]
+            selective["selective_backward"] = [short(t) for t in some.backward_seconds[-_REPORTED:]]
         sent = [c for c in cost.communications if "data" not in c.axes and c.phase != "recompute"]
         module.ops.append(
             Op(
@@ -199,11 +204,11 @@ def _write_rows(module: Module, graph: StepGraph, cluster: Cluster, batch: int) 
                     "tp": tp,
                     "boundary": boundary,
                     **({"alike": others[kind]} if tp == 1 and others[kind] else {}),
-                    "batch": list(batches),
-                    "forward": [short(t) for t in cost.forward_seconds],
-                    "backward": [short(t) for t in cost.backward_seconds],
-                    "saved": [int(n) for n in cost.saved],
-                    "inputs": [int(n) for n in cost.inputs],
+                    "batch": batches[-_REPORTED:],
+                    "forward": [short(t) for t in cost.forward_seconds[-_REPORTED:]],
+                    "backward": [short(t) for t in cost.backward_seconds[-_REPORTED:]],
+                    "saved": [int(n) for n in cost.saved[-_REPORTED:]],
+                    "inputs": [int(n) for n in cost.inputs[-_REPORTED:]],
                     **selective,
                     "parameters": int(sum(p.bytes for p in cost.parameters)),
                     "collectives": [f"{c.phase} {c.count} {c.kind} {'*'.join(c.axes)} {int(c.size[-1])}" for c in sent],

@@ -21,6 +21,9 @@ from .step_graph import StepGraph
 
 log = logging.getLogger(__name__)
 
+COSTS = "pattern-costs"
+"""Under this name enumerate-strategies leaves the costs to solve-parallelism."""
+
 _ANY_SIZE = 1000003
 """Stands for the size of the data axis, which nothing here depends on (a prime: never a product of tensor axes)."""
 
@@ -48,21 +51,38 @@ def patterns_in(module: Module, graph: StepGraph) -> dict[tuple[str, int, str], 
     return found
 
 
-def choose_selective(module: Module, graph: StepGraph, cluster: Cluster, batch: int) -> None:
+Made = dict[tuple[str, int, str], tuple[tuple[Func, Func | None], Diagnostic | None]]
+"""Pattern -> its pair over the data axis; where it has none, the pair without, and why."""
+
+
+def make_pairs(module: Module, graph: StepGraph) -> Made:
+    return {pattern: _over_data(module, pattern, sizes) for pattern, sizes in patterns_in(module, graph).items()}
+
+
+def _over_data(
+    module: Module, pattern: tuple[str, int, str], sizes: tuple[int, ...], recompute: str = "none"
+) -> tuple[tuple[Func, Func | None], Diagnostic | None]:
+    try:
+        return with_data_axis(module, *pattern, _axes(sizes), recompute), None
+    except Diagnostic as error:
+        return without_data_axis(module, *pattern, recompute), error
+
+
+def _axes(sizes: tuple[int, ...]) -> dict[str, int]:
+    return {f"t{n}": size for n, size in enumerate(sizes)}
+
+
+def choose_selective(module: Module, graph: StepGraph, cluster: Cluster, batch: int, made: Made) -> None:
     """Write down for every pattern what recompute=selective makes again.  batch: of one device, the largest there is:
     memory is short there, and launches do not matter."""
     for (kind, tp, boundary), sizes in patterns_in(module, graph).items():
         noted = module.funcs.get(f"{pattern_name(kind, tp, boundary)}.backward")
         if noted is None:
             continue
-        axes = {f"t{n}": size for n, size in enumerate(sizes)}
-        try:
-            forward, backward = with_data_axis(module, kind, tp, boundary, axes)
-        except Diagnostic:
-            forward, backward = without_data_axis(module, kind, tp, boundary)
+        (forward, backward), _ = made[kind, tp, boundary]
         assert backward is not None
         noted.attrs.pop(SELECTIVE, None)
-        again = worth_repeating(forward, backward, axes, batch, cluster)
+        again = worth_repeating(forward, backward, _axes(sizes), batch, cluster)
         if again:
             noted.attrs[SELECTIVE] = [*again]
     for kind, first in graph.like.items():
@@ -75,25 +95,23 @@ def choose_selective(module: Module, graph: StepGraph, cluster: Cluster, batch: 
 
 
 def pattern_costs(
-    module: Module, graph: StepGraph, cluster: Cluster, batches: Sequence[int]
+    module: Module, graph: StepGraph, cluster: Cluster, batches: Sequence[int], made: Made | None = None
 ) -> dict[tuple[str, int, str], Pattern]:
-    """batches: every local batch that some candidate has."""
+    """batches: every local batch that some candidate has.  made: the pairs, where they have been made before."""
     costs = {}
+    made = make_pairs(module, graph) if made is None else made
     whole: dict[str, list[str]] = {}  # why an op keeps the batch whole -> in which layers
-    for (kind, tp, boundary), sizes in patterns_in(module, graph).items():
-        axes = {f"t{n}": size for n, size in enumerate(sizes)}
-        no_data, selective = None, None
+    for pattern, sizes in patterns_in(module, graph).items():
+        kind, tp, boundary = pattern
+        pair, no_data = made[pattern]
+        if no_data is not None:
+            whole.setdefault(no_data.message, []).append(kind)
+        cost, selective = layer_cost(*pair, _axes(sizes), batches, cluster), None
         source = module.funcs.get(f"{pattern_name(kind, tp, boundary)}.backward")
-        pairs = ["none", "selective"] if source is not None and source.attrs.get(SELECTIVE) else ["none"]
-        try:
-            made = [with_data_axis(module, kind, tp, boundary, axes, recompute) for recompute in pairs]
-        except Diagnostic as error:
-            no_data = error
-            whole.setdefault(error.message, []).append(kind)
-            made = [without_data_axis(module, kind, tp, boundary, recompute) for recompute in pairs]
-        cost, *rest = [layer_cost(forward, backward, axes, batches, cluster) for forward, backward in made]
-        if rest and (rest[0].saved < cost.saved).any():
-            selective = rest[0]
+        if source is not None and source.attrs.get(SELECTIVE):
+            again, _ = _over_data(module, pattern, sizes, "selective")
+            less = layer_cost(*again, _axes(sizes), batches, cluster)
+            selective = less if (less.saved < cost.saved).any() else None
         for other in (other for other, first in graph.like.items() if first == kind):
             costs[other, tp, boundary] = Pattern(sizes, cost, no_data, selective)
     for reason, kinds in whole.items():

@@ -29,7 +29,7 @@ from .alike import plain_pair, translated, translation
 from .cluster_op import cluster_of, record_cluster
 from .enumerate_strategies import force_of, global_batch
 from .infeasible import explain
-from .pattern_costs import pattern_costs
+from .pattern_costs import COSTS, pattern_costs
 from .problem import Problem, Setting, batches_of, build_problem
 from .simulate_plan import Simulated, simulate_plan
 from .step_graph import StepGraph
@@ -53,7 +53,7 @@ class SolveParallelism:
     def run(self, module: Module, session: Session) -> str:
         if session.cluster is not None:
             record_cluster(module, session.cluster)
-        setting = setting_of(module)
+        setting = setting_of(module, session)
         problem = build_problem(setting)
         folder, limit = session.options.get("write_lp"), float(session.options.get("time_limit", self.time_limit))
         answer = solve(problem, limit, self.top, Path(folder) if folder is not None else None)
@@ -74,15 +74,16 @@ class SolveParallelism:
         )
 
 
-def setting_of(module: Module) -> Setting:
-    """Everything that the problem is built from, read off the module."""
+def setting_of(module: Module, session: Session | None = None) -> Setting:
+    """Everything that the problem is built from, read off the module; session: where the pass before left costs."""
     graph, cluster, batch = StepGraph.of(module), cluster_of(module), global_batch(module)
     batches = batches_of(cluster.devices, batch, len(graph.layers))
+    left = session.found.get(COSTS) if session is not None else None
     given = module.attrs.get("optimizer")
     fields = given.asdict() if isinstance(given, Struct) else {}
     return Setting(
         graph=graph,
-        patterns=pattern_costs(module, graph, cluster, batches),
+        patterns=left[1] if left and left[0] is module else pattern_costs(module, graph, cluster, batches),
         cluster=cluster,
         optimizer=Optimizer.of(
             str(fields.get("kind", "adamw")), bool(fields.get("momentum", True)), Precision.of(module)
