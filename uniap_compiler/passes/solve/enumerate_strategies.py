@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LATENCIES = (0.1, 0.01)
+_LATENCIES = (0.1, 0.01, 0.0)
 """Parts of the real latency that the search is told, one after the other."""
 
 _ENOUGH = 0.75
@@ -138,14 +138,11 @@ def search_pattern(
     first = layer.find(cost)
     if _work(first, sizes, cost.batch) <= enough:
         return first
-    last = layer.find(replace(cost, latency=0.0), _cheap(0.0))
-    if _work(last, sizes, cost.batch) > enough:  # nothing divides by these sizes
-        return first
     for latency in _LATENCIES:
         pair = layer.find(replace(cost, latency=latency), _cheap(latency))
         if _work(pair, sizes, cost.batch) <= enough:
             return pair
-    return last
+    return first  # nothing divides by these sizes
 
 
 def _plain(module: Module, kind: str) -> tuple[Func, Func]:

@@ -92,10 +92,17 @@ class Solution:
     bounded: str = ""
 
 
-def build_problem(graph: Graph, cost: LayerCost, weights: Weights) -> Problem:
-    """Price every choice and arc; the unit is a thousandth of the layer's time on one device."""
+LocalOps = list[list[tuple[Op, list[Shape | None], list[Shape]]]]
+"""For every step and every choice the op with its local shapes."""
+
+
+def build_problem(graph: Graph, cost: LayerCost, weights: Weights, local: LocalOps | None = None) -> Problem:
+    """Price every choice and arc; the unit is a thousandth of the layer's time on one device.
+
+    local: the graph's local ops at this batch, where they are known.
+    """
     mesh, whole = graph.mesh, (WHOLE,) * len(graph.mesh)
-    local = [list(_local(graph, step, cost)) for step in graph.steps]
+    local = local or local_ops(graph, cost.batch)
     seconds = [_seconds(row, cost) for row in local]
     second = sum(row[0] for row in seconds) / 1000 or 1.0
     saved = rest = 1.0
@@ -167,13 +174,16 @@ def _seconds(choices: list[tuple[Op, list[Shape | None], list[Shape]]], cost: La
     return row
 
 
-def _local(graph: Graph, step: Step, cost: LayerCost) -> Iterator[tuple[Op, list[Shape | None], list[Shape]]]:
-    """For every choice the op with its local shapes."""
+def local_ops(graph: Graph, batch: int) -> LocalOps:
+    return [list(_local(graph, step, batch)) for step in graph.steps]
+
+
+def _local(graph: Graph, step: Step, batch: int) -> Iterator[tuple[Op, list[Shape | None], list[Shape]]]:
     sizes = {f"t{n}": size for n, size in enumerate(graph.mesh)}
     values = [v for v in step.op.flat_operands() if v is not None] + [tensor.value for tensor, _ in step.makes]
     shapes = []
     for value, (_, states) in zip(values, (*step.reads, *step.makes), strict=True):
-        there = graph.views[value].local_shapes(value, set(states), graph.mesh, cost.batch)
+        there = graph.views[value].local_shapes(value, set(states), graph.mesh, batch)
         shapes.append([there[state] for state in states])
     reads = iter(shapes)
     operands = [next(reads) if v is not None else None for v in step.op.flat_operands()]

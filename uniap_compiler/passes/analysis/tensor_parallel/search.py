@@ -15,8 +15,8 @@ from .apply import apply
 from .costs import LayerCost
 from .graph import boundary_states, build_graph
 from .model import solve
-from .problem import Weights, build_problem
-from .segments import find_segments
+from .problem import LocalOps, Weights, build_problem, local_ops
+from .segments import Segments, find_segments
 
 BOUNDARIES = ("replicated", "sequence")
 
@@ -50,18 +50,22 @@ class LayerSearch:
         self.size = self.graph.size()
         if self.size > columns:
             self.graph = build_graph(forward, backward, tuple(sizes), boundary, mixed=False)
+        self._local: dict[int, LocalOps] = {}
+        self._segments: Segments | None = None
 
     def find(self, cost: LayerCost, weights: Weights | None = None) -> tuple[Func, Func]:
         """The fastest way to run the layer.  weights: what counts beside seconds."""
         start, graph = perf_counter(), self.graph
-        problem = build_problem(graph, cost, weights or Weights())
+        if cost.batch not in self._local:
+            self._local = {cost.batch: local_ops(graph, cost.batch)}
+        problem = build_problem(graph, cost, weights or Weights(), self._local[cost.batch])
         built = perf_counter()
         if self.size <= self.columns:
             solution = solve(problem)
         else:
-            segments = find_segments(problem)
-            solution = solve(problem, segments, self.columns)
-            found = solution.bounded or f"{len(graph.steps)} ops in {len(set(segments.leader))} segments"
+            self._segments = self._segments or find_segments(problem)
+            solution = solve(problem, self._segments, self.columns)
+            found = solution.bounded or f"{len(graph.steps)} ops in {len(set(self._segments.leader))} segments"
             solution.bounded = f"about {self.size} columns, {self.columns} at most: {found}"
         log.info(
             "@%s on %s, boundary %s: %d tensors, %d steps, %s; built in %.2f s, solved in %.2f s, cost %.4f%s",
