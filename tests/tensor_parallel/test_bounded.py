@@ -44,10 +44,9 @@ SMALL = 600
 @pytest.mark.parametrize("boundary", ["replicated", "sequence"])
 def test_a_bounded_search_is_correct_and_says_so(mesh, boundary) -> None:
     pair = two_linears()
-    layer = LayerSearch(*pair, mesh, boundary, columns=SMALL)
-    assert layer.size > SMALL
     for seed in range(3):
-        cost = RandomCost(seed, 0.05)
+        layer, cost = LayerSearch(*pair, mesh, boundary, columns=SMALL), RandomCost(seed, 0.05)
+        assert layer.size > SMALL
         plan = layer.find(cost, Weights(round=0.0))
         check(pair, plan, mesh, batch=2)
         assert all("segments" in func.attrs["bounded"] for func in plan)

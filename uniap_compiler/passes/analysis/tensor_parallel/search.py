@@ -37,7 +37,8 @@ class LayerSearch:
 
     forward, backward: a differentiated pair with refined rules; they are left as they are.  boundary: the layout of
     activations between layers, "replicated" or "sequence" (dim 1 of batch-first values, where it divides).  columns:
-    of the programme, at most.  A layer that would have more is searched in segments, and its funcs say so in `bounded`.
+    of the programme, at most.  A layer that would have more is searched in segments (those of the first prices that it
+    is searched with), and its funcs say so in `bounded`.
     """
 
     def __init__(
