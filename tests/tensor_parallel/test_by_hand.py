@@ -32,9 +32,10 @@ def pair(module: Module, kind: str) -> tuple[Func, Func]:
     return module.funcs[f"{kind}.forward"], module.funcs[f"{kind}.backward"]
 
 
-@pytest.fixture(scope="module")
-def head() -> tuple[Func, Func]:
-    return pair(captured("zoo:llama-7b,num_hidden_layers=1"), "lm_head")
+@pytest.fixture(scope="module", params=["llama-7b,num_hidden_layers=1", "gpt3-175b,n_layer=1,vocab_size=50304"])
+def head(request: pytest.FixtureRequest) -> tuple[Func, Func]:
+    """With GPT-3's, a hundredth of the layer's time is much more than it takes to gather the logits."""
+    return pair(captured(f"zoo:{request.param}"), "lm_head")
 
 
 @pytest.mark.parametrize("boundary", ["replicated", "sequence"])
@@ -45,8 +46,9 @@ def test_a_split_vocabulary_gathers_no_logits(head, mesh, boundary) -> None:
     axes = node.tensor_axes(prod(mesh))
     assert axes is not None
     forward, backward = search(*head, mesh, boundary, SearchCost(node, axes, 8, 0.25))
-    x, row = 8 * 2048 * 4096 * 4, 8 * 2048 * 4
-    assert forward.param("weight").type.layout.split_axes() == tuple(f"t{n}" for n in range(len(mesh)))
+    weight = next(p.type for p in forward.params if p.name.endswith("weight") and len(p.type.shape) == 2)
+    x, row = 8 * 2048 * weight.shape[-1] * 4, 8 * 2048 * 4
+    assert weight.layout.split_axes() == tuple(f"t{n}" for n in range(len(mesh)))
     assert traffic(forward, 8)[1] <= 7 * row + (x if boundary == "sequence" else 0)
     assert traffic(backward, 8)[1] <= (x if boundary == "sequence" else 2 * x)
 

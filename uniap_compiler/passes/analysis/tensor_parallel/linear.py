@@ -91,9 +91,7 @@ class LinearProgramme:
                 continue
             column = int(binary[np.argmax(np.where(undecided, part, 0.0))])
             stack += [{**fixed, column: 0.0}, {**fixed, column: 1.0}]
-        if found is None:
-            raise RuntimeError("the programme of a tensor-parallel search has no solution")
-        return found, not stack
+        return (found, not stack) if found is not None else self._by_cbc(nodes)
 
     @contextmanager
     def _loaded(self, library: ctypes.CDLL) -> Iterator[_Clp]:

@@ -27,6 +27,9 @@ from .graph import BACKWARD, FORWARD, Tensor
 MESSAGE = 4 * 2**20
 """Bytes that make a whole round: of a small message the latency counts, and it is in the seconds."""
 
+PATIENCE = 20.0
+"""The round of a smaller message costs at most so many times its seconds, however long the layer takes."""
+
 Kind = Literal["all_reduce", "reduce_scatter", "all_gather", "all_to_all", "slice", "first", "save"]
 Node = tuple[int, State]
 
@@ -129,8 +132,9 @@ class Prices:
         key = (kind, axes, size)
         if key not in self._known:
             self._known[key] = self.cost.collective_seconds(kind, axes, size)
-        rounds = (2 if kind == "all_reduce" else 1) * self._rounds(size, least)
-        return self.communication * self._known[key] / self.second + self.round * rounds
+        seconds = self._known[key] / self.second
+        rounds = self.round * (2 if kind == "all_reduce" else 1) * self._rounds(size, least)
+        return self.communication * seconds + (min(rounds, PATIENCE * seconds) if size < MESSAGE else rounds)
 
     @staticmethod
     def _rounds(size: float, least: float = 0.25) -> float:
