@@ -6,6 +6,7 @@ A few of each in `make test`; every model under every plan, with and without dro
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -64,3 +65,19 @@ def test_every_plan(model: str, dropout: float, plan: str, workshop: Workshop, t
 def _drops(spec: str) -> bool:
     config = find_task(spec).model.config
     return any("drop" in key and value for key, value in vars(config).items() if isinstance(value, float))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("plan", ["dp x tp", "tp"])
+def test_a_layer_of_thousands_of_ops(plan: str, workshop: Workshop, tmp_path: Path) -> None:
+    """Qwen3-Next's linear attention is a recurrence that is unrolled: its search is bounded, its patterns are not wrong."""
+    config = {
+        "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "vocab_size": 256, "hidden_size": 64,
+        "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16, "linear_value_head_dim": 16, "intermediate_size": 128, "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "use_cache": False,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _check(workshop, f"hf:{tmp_path}/config.json,task=causal-lm,seq=64", plan, tmp_path / "bundle")

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LATENCIES = (0.1, 0.01, 0.0)
-"""Parts of the real latency that the search is told, one after the other."""
+_LESS, _MUCH_LESS = 0.1, 0.01
+"""Parts of the real latency that the search is told where it divides nothing with the real one."""
 
 _ENOUGH = 0.75
 """A pattern divides the work when a device has at most this part of the layer's matrix operations."""
@@ -135,14 +135,24 @@ def search_pattern(
     forward, backward = _plain(module, kind)
     layer = LayerSearch(forward, backward, sizes, boundary)
     enough = _ENOUGH * _work((forward, backward), (), cost.batch)
-    first = layer.find(cost)
-    if _work(first, sizes, cost.batch) <= enough:
+
+    def told(latency: float) -> tuple[tuple[Func, Func], bool]:
+        """The pattern, and whether it divides the work."""
+        weights = None if latency == 1.0 else _cheap(latency)
+        pair = layer.find(replace(cost, latency=latency), weights)
+        return pair, _work(pair, sizes, cost.batch) <= enough
+
+    first, divides = told(1.0)
+    if divides:
         return first
-    for latency in _LATENCIES:
-        pair = layer.find(replace(cost, latency=latency), _cheap(latency))
-        if _work(pair, sizes, cost.batch) <= enough:
-            return pair
-    return first  # nothing divides by these sizes
+    pair, divides = told(_LESS)
+    if divides:
+        return pair
+    last, divides = told(0.0)
+    if not divides:  # nothing divides by these sizes
+        return first
+    pair, divides = told(_MUCH_LESS)
+    return pair if divides else last
 
 
 def _plain(module: Module, kind: str) -> tuple[Func, Func]:
