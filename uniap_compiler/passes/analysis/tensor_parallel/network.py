@@ -133,19 +133,14 @@ class Prices:
         if key not in self._known:
             self._known[key] = self.cost.collective_seconds(kind, axes, size)
         seconds = self._known[key] / self.second
-        rounds = self.round * (2 if kind == "all_reduce" else 1) * self._rounds(size, least)
+        rounds = self.round * (2 if kind == "all_reduce" else 1) * max(least, min(1.0, size / MESSAGE))
         return self.communication * seconds + (min(rounds, PATIENCE * seconds) if size < MESSAGE else rounds)
-
-    @staticmethod
-    def _rounds(size: float, least: float = 0.25) -> float:
-        return max(least, min(1.0, size / MESSAGE))
 
     def exchanges(self, op: Op, operands: Sequence[Shape | None]) -> float:
         """Of what an op on a route sends inside.  Counts go right ahead of what they count: no round of their own."""
         axes = tuple(int(axis[1:]) for axis in routed_axes(op))
         sizes = [float(size) for size in exchanges(op, operands, kept=True)]
-        seconds = self.communication * sum(self.cost.collective_seconds("all_to_all", axes, size) for size in sizes)
-        return seconds / self.second + self.round * sum(self._rounds(size) for size in sizes if size > 0)
+        return sum(self._collective("all_to_all", axes, size, least=0.25 if size > 0 else 0.0) for size in sizes)
 
     def save(self, tensor: Tensor, state: State) -> float:
         return self.HAIR + self.saved_byte * tensor.local_bytes(state, self.mesh, self.cost.batch)
