@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from uniap_compiler.solver import Problem, enumerate_plans
-from uniap_compiler.solver import fronts as module
-from uniap_compiler.solver.fronts import Fronts, undominated
+from uniap_compiler.solver import stage_fronts as module
+from uniap_compiler.solver.fronts import Fronts
 from uniap_compiler.solver.recount import Raw
+from uniap_compiler.solver.stage_fronts import StageFronts, undominated
 
 from .random_problems import random_problem
 
@@ -57,15 +58,15 @@ def test_a_candidate_that_nothing_fits_has_no_plan() -> None:
 @pytest.mark.parametrize("attribute", ["time", "step"])
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch, attribute: str) -> None:
     """With one number of every layer too high, plans are denied, and the comparison with enumeration shows it."""
-    honest = Fronts._kinds
+    honest = StageFronts._kinds
 
-    def raised(self: Fronts, i: int) -> list[module._Kind]:
+    def raised(self: StageFronts, i: int) -> list[module._Kind]:
         out = honest(self, i)
         for kind in {id(kind): kind for kind in out}.values():
             getattr(kind, attribute)[:] *= 1 + 1e-5
         return out
 
-    monkeypatch.setattr(Fronts, "_kinds", raised)
+    monkeypatch.setattr(StageFronts, "_kinds", raised)
     denied = 0
     for seed in range(40):
         problem = Problem.from_json(random_problem(seed, chain=True))

@@ -182,9 +182,7 @@ class ExactSearch:
                 heapq.heappush(queue, periods)
         return best
 
-    def _settle(
-        self, table: IntervalTable, path: Path, i: int, period: float, step_high: float, most: float
-    ) -> bool:
+    def _settle(self, table: IntervalTable, path: Path, i: int, period: float, step_high: float, most: float) -> bool:
         """Labels for the interval of stage i on the path, in reach of its bound. False when they are too many.
 
         Paths that cost `most` or more need not be told apart.
