@@ -2,7 +2,7 @@
 
     python benchmarks/solver_hard.py [--certify] [--time-limit 60] [NAME ...]     # names that contain one of these
 
-50 or 98 layers, up to 40 strategies in 4-7 layout classes, 1F1B, once-per-step time, working sets, tight memory. Families:
+50 or 98 layers, up to 40 strategies in 4-7 classes, 1F1B, once-per-step time, working sets, tight memory. Families:
 - skips       eight values from the first half to the second, as in a U-Net
 - readers     one value with 23 readers, as the encoder's output in T5
 - pairs       two pairs of layers that must take the same strategy

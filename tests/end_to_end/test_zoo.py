@@ -71,7 +71,7 @@ def _drops(spec: str) -> bool:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("plan", ["dp x tp", "tp"])
 def test_a_layer_of_thousands_of_ops(plan: str, workshop: Workshop, tmp_path: Path) -> None:
-    """Qwen3-Next's linear attention is a recurrence that is unrolled: its search is bounded, its patterns are not wrong."""
+    """Qwen3-Next's linear attention is an unrolled recurrence: its search is bounded, its patterns are not wrong."""
     config = {
         "model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"], "vocab_size": 256, "hidden_size": 64,
         "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "num_attention_heads": 4,
