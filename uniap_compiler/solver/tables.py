@@ -141,7 +141,7 @@ def thinned(slopes: Floats, most: int) -> Floats:
         merged = merged[np.r_[True, piece[1:] > piece[:-1]]]
     while len(merged) > most - 1:  # drop one of the two that are relatively nearest
         merged = np.delete(merged, int(np.argmin(merged[1:] / merged[:-1])))
-    return np.r_[0.0, merged]
+    return np.asarray(np.r_[0.0, merged])
 
 
 def _slope(p: tuple[float, float], q: tuple[float, float]) -> float:
