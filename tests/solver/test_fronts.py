@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniap_compiler.solver import Problem, enumerate_plans
+from uniap_compiler.solver import Problem, enumerate_plans, fronts
 from uniap_compiler.solver import stage_fronts as module
 from uniap_compiler.solver.fronts import Fronts
 from uniap_compiler.solver.recount import Raw
@@ -43,6 +44,29 @@ def test_never_above_the_optimum(seed: int, chain: bool) -> None:
             assert not reached(problem, n, best * (1 + 1e-6)), "a plan below the threshold was denied"
             if chain:
                 assert reached(problem, n, best * (1 - 1e-7)), "there is no plan, and it was not seen"
+
+
+def test_ranges_of_once_per_step_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hardly a label for a whole range it is split, again and again: the same answers, and only by splitting."""
+    monkeypatch.setattr(module, "SPLIT", 2)
+    monkeypatch.setattr(fronts, "TRIAL", 20.0)
+    split = 0
+    honest = Fronts._in_trial
+
+    def counted(self: Fronts, *arguments: Any) -> float | None:
+        nonlocal split
+        least = honest(self, *arguments)
+        split += least is None
+        return least
+
+    monkeypatch.setattr(Fronts, "_in_trial", counted)
+    for seed in range(25):
+        problem = Problem.from_json(random_problem(seed, chain=True))
+        for n, best in optima(problem).items():
+            if best > 0:
+                assert not reached(problem, n, best * (1 + 1e-6)), "a plan below the threshold was denied"
+                assert reached(problem, n, best * (1 - 1e-7)), "there is no plan, and it was not seen"
+    assert split > 40
 
 
 def test_a_candidate_that_nothing_fits_has_no_plan() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uniap_compiler.solver import Problem
+from uniap_compiler.solver import Problem, labels
 from uniap_compiler.solver.instance import Instance, build_instance
 from uniap_compiler.solver.labels import Limit, least_possible, stage_time
 from uniap_compiler.solver.recount import Raw
@@ -56,9 +56,14 @@ def costs_of(at: Instance) -> list[StageCosts]:
     return [StageCosts(at, 0, w) for w in (0.0, 0.1, 0.4, 1.0)]
 
 
+@pytest.mark.parametrize("ranges", [labels.MOST_RANGES, 3])
 @pytest.mark.parametrize("seed", range(12))
-def test_stage_times_equal_enumeration(seed: int) -> None:
-    """Within a limit nothing is missing, and beyond it nothing is claimed, however near the limit is."""
+def test_stage_times_equal_enumeration(seed: int, ranges: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a limit nothing is missing, and beyond it nothing is claimed, however near the limit is.
+
+    With few ranges, those of largest working sets are split again and again.
+    """
+    monkeypatch.setattr(labels, "MOST_RANGES", ranges)
     problem = interval(seed)
     at, all_choices = build_instance(problem, 0), everything(problem)
     Q = at.classes
