@@ -80,9 +80,11 @@ class Fronts:
                     return least
                 continue
             end = min(high, self.threshold - self._blind_least(seconds))
+            if end <= low:
+                continue
             if high - end > end - low:
                 pending.append((low, end, seconds))
-            elif low < end:
+            else:
                 middle = end - RIGHT * (end - low)
                 pending += [(low, middle, seconds), (middle, end, seconds)]
         return self.threshold
@@ -101,15 +103,18 @@ class Fronts:
                 known.update((key, w) for key in keys)
 
     def _under(self, low: float, high: float, seconds: np.ndarray) -> tuple[dict[Key, Caps], np.ndarray]:
-        """Caps of plans with from `low` to `high` seconds once per step, and what stage times are at least in them."""
-        seconds = seconds.copy()
-        for w, line in self.lines.items() if high < math.inf else ():
+        """Caps of plans with from `low` to `high` seconds once per step, and what stage times are at least in them.
+
+        Without a limit `high` all is known from `_raise_lines`.
+        """
+        if high == math.inf:
+            return self._caps(seconds, low), seconds
+        for w, line in self.lines.items():
             seconds = np.maximum(seconds, (line - w * high) * (1 - WIDER))
         raised: set[Key] = set()
         while True:
             caps = self._caps(seconds, low)
-            if high < math.inf:
-                caps = {key: {w: min(cap, own[0.0] + w * high) for w, cap in own.items()} for key, own in caps.items()}
+            caps = {key: {w: min(cap, own[0.0] + w * high) for w, cap in own.items()} for key, own in caps.items()}
             groups = self._groups(key for key in caps if key not in raised)
             if not groups:
                 return caps, seconds
@@ -167,7 +172,6 @@ class Fronts:
         first = min(float(line[key]) for key in keys)
         if high == math.inf:
             first = min(max(self.lines[v][key] for v in self.weights if v <= w) for key in keys)
-            caps = {w: caps[w]}
         low = math.inf
         for part in REACH if first < caps[w] else ():
             below = {**caps, w: first + part * (caps[w] - first)}

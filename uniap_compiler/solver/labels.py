@@ -186,6 +186,8 @@ def _hopeful_ranges(
         hopeful = np.flatnonzero(bound.root() <= bound.slack)
         bounds = [old.take(hopeful) for old in [*bounds, bound]]
         lows, highs = lows[hopeful], highs[hopeful]
+        if not len(lows):
+            break
     hopeful = np.arange(len(lows))
     if beam is not None:
         hopeful = np.argsort(bounds[-1].root(), kind="stable")[:BEAM_CEILINGS]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,14 +118,12 @@ class StageFronts:
         With `w`, and without a limit, the sum time + w step is all that counts. The largest working set is set aside:
         ranges of it are excluded together, with the room that their least leaves, or split, down to single ones.
         """
-        kinds, merged = self.kinds[i][a : b + 1], w is not None and limit == math.inf
-        if w is not None and merged:
-            kinds, caps = _mapped(kinds, partial(_Kind.merged, w=w)), {0.0: caps[w]}
-        caps = {w: cap / self.second for w, cap in caps.items()}
-        lams = {
-            v: self.raw.multipliers(i, range(a, b + 1), w if w is not None and merged else v) * self.byte / self.second
-            for v in caps
-        }
+        kinds, merged = self.kinds[i][a : b + 1], w if limit == math.inf else None
+        if merged is not None:
+            kinds, caps = _mapped(kinds, partial(_Kind.merged, w=merged)), {0.0: caps[merged]}
+        caps = {v: cap / self.second for v, cap in caps.items()}
+        rates = {v: self.raw.multipliers(i, range(a, b + 1), v if merged is None else merged) for v in caps}
+        lams = {v: own * self.byte / self.second for v, own in rates.items()}
         needed = max(float(kind.work.min()) for kind in kinds)
         tops = np.unique(np.concatenate([kind.work for kind in set(kinds)]))
         tops = tops[tops >= needed]
@@ -140,8 +139,8 @@ class StageFronts:
                 best = self._blind(own, low, room - low, caps, lams)
                 if best is None:
                     continue
-                rows = [(w, lams[w][min(max(best[w] + n, 0), len(lams[w]) - 1)]) for w in caps for n in AROUND]
-                rows += [(w, 0.0) for w in caps]
+                rows = [(v, lams[v][min(max(best[v] + n, 0), len(lams[v]) - 1)]) for v in caps for n in AROUND]
+                rows += [(v, 0.0) for v in caps]
                 labels = self._labels(own, a, low, room - low, caps, list(dict.fromkeys(rows)), limit / self.second)
                 if len(labels) and low < high:
                     pending.append(ceilings)
@@ -159,7 +158,7 @@ class StageFronts:
 
         One layer at least has a working set of `low` or more.
         """
-        counts = {kind: kinds.count(kind) for kind in set(kinds)}
+        counts = Counter(kinds)
         reach = {kind: kind.work >= low for kind in counts}
         if sum(n * float(kind.memory.min()) for kind, n in counts.items()) > room:
             return None

@@ -76,22 +76,23 @@ class LinearProgramme:
         """Depth first: what is nearly chosen is chosen, then it is ruled out."""
         cost, binary = np.asarray(self.cost), np.flatnonzero(self.binary)
         found: Values | None = None
-        best, count = np.inf, 0
+        enough, count = np.inf, 0  # enough: nodes from there on are not worth looking at
         stack: list[dict[int, float]] = [{}]
         while stack and (count < nodes or found is None):
             fixed = stack.pop()
             count += 1
             values = clp.solve(fixed, self.upper)
-            if values is None or (objective := float(cost @ values)) >= best - max(_ABSOLUTE_GAP, _GAP * abs(best)):
+            if values is None or (objective := float(cost @ values)) >= enough:
                 continue
             part = values[binary]
             undecided = np.abs(part - np.round(part)) > _INTEGRAL
             if not undecided.any():
-                found, best = values, objective
+                found = values
+                enough = objective - max(_ABSOLUTE_GAP, _GAP * abs(objective))
                 continue
             column = int(binary[np.argmax(np.where(undecided, part, 0.0))])
             stack += [{**fixed, column: 0.0}, {**fixed, column: 1.0}]
-        return (found, not stack) if found is not None else self._by_cbc(nodes)
+        return (found, not stack) if found is not None and clp.sure else self._by_cbc(nodes)
 
     @contextmanager
     def _loaded(self, library: ctypes.CDLL) -> Iterator[_Clp]:
@@ -145,6 +146,8 @@ class _Clp:
     model: ctypes.c_void_p
     columns: int
     fixed: dict[int, float] | None = None
+    sure: bool = True
+    """Whether Clp has always ended with an optimum or with the proof that there is none."""
 
     def solve(self, fixed: dict[int, float], upper: Sequence[float]) -> Values | None:
         """An optimal vertex with some columns fixed; None if there is none."""
@@ -158,10 +161,9 @@ class _Clp:
         else:
             self.library.Clp_dual(self.model, 0)
         self.fixed = fixed
-        return self._array(self.library.Clp_primalColumnSolution).copy() if self._optimal() else None
-
-    def _optimal(self) -> bool:
-        return bool(self.library.Clp_status(self.model) == 0)
+        status = self.library.Clp_status(self.model)  # 0: optimal, 1: infeasible, others: it gave up
+        self.sure = self.sure and status in (0, 1)
+        return self._array(self.library.Clp_primalColumnSolution).copy() if status == 0 else None
 
     def _array(self, of: Any) -> Values:
         return np.ctypeslib.as_array(of(self.model), (self.columns,))
