@@ -87,6 +87,26 @@ def test_equals_torch(name: str, kernels: bool) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
 
 
+def _changed(z: Tensor, w: Tensor) -> Tensor:
+    z = z.clone()
+    z *= w
+    z[:, 1:3] += 2j * w[:, :2]
+    z[..., -1].mul_(z[..., 0].clone())
+    z[0, 0, :2], z[1, 1] = w[0, 0, 0], w[1, 1].abs()
+    return z.add_(w, alpha=0.5)
+
+
+def test_changes_in_place() -> None:
+    torch.manual_seed(0)
+    args = tuple(torch.randn(2, 4, 6, 2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    wanted = torch.view_as_real(_changed(*map(torch.view_as_complex, args)))
+    found = _run(_graph(_changed, *args, kernels=True), args).of
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+    weights = torch.randn_like(wanted)
+    both = [torch.autograd.grad((y * weights).sum(), args) for y in (found, wanted)]
+    torch.testing.assert_close(*both, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("form", ["einsum", "view", "cumsum"])
 def test_other_forms_are_refused(form: str) -> None:
     forms: dict[str, Callable[[Tensor], Tensor]] = {

@@ -168,6 +168,9 @@ def test_metrics(tmp_path):
     assert json.loads((tmp_path / "deep/metrics.jsonl").read_text()) == line
     assert line["samples_per_second"] == 60.0 and line["tokens_per_second"] == 300.0
     assert progress(line, 100) == "step   3/100  loss 2.5000  grad norm 0.500  0.100 s  300 tokens/s"
+    metrics.record(4, math.nan, math.inf, 0.1)
+    last = json.loads((tmp_path / "deep/metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+    assert last["loss"] is None and last["grad_norm"] is None
 
 
 def test_a_norm_that_is_no_number_clips_everything_as_torch_does():

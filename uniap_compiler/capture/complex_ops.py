@@ -180,6 +180,25 @@ def _along(name: str, dims: Sequence[int], more: int = 0) -> Callable[..., Any]:
     return run
 
 
+def _scatter(name: str) -> Callable[..., Any]:
+    """`y` is written over a part of `x`: what is left of a change in place."""
+
+    def run(x: Pair, y: Any, dim: int = 0, *args: Any, **kwargs: Any) -> Pair:
+        return Pair(getattr(torch.ops.aten, name)(x.of, _as_pair(y).of, dim % x.rank, *args, **kwargs))
+
+    return run
+
+
+def _copy(x: Pair, y: Any, *_: Any) -> Pair:
+    return Pair(_as_pair(y).of.expand(x.of.shape).to(x.of.dtype))
+
+
+def _fill(x: Pair, y: Any) -> Pair:
+    if isinstance(y, (Tensor, Pair)):
+        return _copy(x, y)
+    return _pair(*(torch.full_like(x.parts[0], part) for part in _split(y)))
+
+
 def _squeeze(x: Pair, dim: Any = None) -> Pair:
     dims = range(x.rank) if dim is None else dim if isinstance(dim, (list, tuple)) else [dim]
     return Pair(x.of.squeeze(tuple(d % x.rank for d in dims)))
@@ -348,6 +367,8 @@ _OPS: dict[str, Callable[..., Any]] = {
     "expand": _sized(Tensor.expand, -1), "repeat": _sized(Tensor.repeat, 1),
     "flatten": _flatten, "unflatten": _unflatten,
     "unsqueeze": _along("unsqueeze", [1], more=1), "squeeze": _squeeze, "select": _along("select", [1]),
+    "copy": _copy, "fill": _fill,
+    "slice_scatter": _scatter("slice_scatter"), "select_scatter": _scatter("select_scatter"),
     "slice": _along("slice", [1]), "narrow": _along("narrow", [1]), "transpose": _along("transpose", [1, 2]),
     "mT": lambda x: Pair(x.of.transpose(x.rank - 2, x.rank - 1)),
     "mH": lambda x: _conj(Pair(x.of.transpose(x.rank - 2, x.rank - 1))),

@@ -1,11 +1,14 @@
 """metrics.jsonl on rank 0: one line per step, and the progress line on the terminal.
 
 {"step": 10, "loss": 4.15, "grad_norm": 0.91, "seconds": 0.213, "samples_per_second": 37.6, "tokens_per_second": 4807.5}
+
+A loss or norm that is not finite is null: JSON has no other word for it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -35,7 +38,8 @@ class Metrics:
         if self.tokens is not None:
             line["tokens_per_second"] = round(self.samples * self.tokens / seconds, 1)
         if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+            self._file.write(json.dumps(finite, allow_nan=False) + "\n")
             self._file.flush()
         return line
 
