@@ -37,6 +37,10 @@ def test_further_plans_differ() -> None:
         assert all(plan.differs(other) for other in result.plans[:n])
     assert len({(plan.stages, plan.micro_batches) for plan in result.plans}) == 4  # the second best pair is next
     assert len(result.to_json()["plans"]) == 4
+    rough = solve(problem, top=4, top_gap=0.05)
+    assert rough.plans[0].objective == objectives[0] and rough.gap is not None and rough.gap <= 1e-6
+    for plan, least in zip(rough.plans, objectives, strict=True):
+        assert plan.objective <= 1.05 * least
 
 
 def test_further_plans_of_the_same_shape() -> None:

@@ -27,8 +27,8 @@ from uniap_compiler.solver.top import further_plans
 
 #: Seconds that the MIQP of an unfinished candidate, and the confirmation of the winner, may take at most.
 MIQP_SECONDS, CONFIRM_SECONDS = 600.0, 60.0
-#: The bound is proven when the winner is confirmed: that may take as long as the proof, or this many seconds.
-PATIENCE = 2.0
+#: The bound is proven when the winner is confirmed: that may take this part of the proof's time, or this many seconds.
+PATIENCE, PART = 2.0, 0.5
 #: Further plans may take as long as everything before them, or this many seconds.
 TOP_SECONDS = 5.0
 #: No gap below this is meaningful in double precision.
@@ -44,14 +44,16 @@ def solve(
     time_limit: float | None = None,
     gap: float = 1e-6,
     top: int = 1,
+    top_gap: float | None = None,
     write_lp: str | Path | None = None,
     certify: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """The best plan of all candidates, with a bound that holds for every plan of every candidate.
 
-    `top` > 1 adds further, different plans, as far as TOP_SECONDS or the time of the first one go. `write_lp` names a
-    folder for the models that are solved. `progress` is called with candidates done, incumbent, bound and seconds.
+    `top` > 1 adds further, different plans, as far as TOP_SECONDS or the time of the first one go, each within `top_gap`
+    (that is `gap` if None) of the best of its kind. `write_lp` names a folder for the models that are solved. `progress`
+    is called with candidates done, incumbent, bound and seconds.
     """
     if not (math.isfinite(gap) and gap >= 0) or top < 1 or (time_limit is not None and not time_limit >= 0):
         raise ValueError("gap and time_limit must not be negative, and top is at least 1")
@@ -66,13 +68,13 @@ def solve(
         if run.swept.bound < math.inf:
             return Result("unknown", [], run.swept.bound, None, seconds, proof=run.proof)
         return Result("infeasible", [], None, None, seconds, explain(list(run.sweep.instances.values())), run.proof)
-    run.confirm(min(deadline, time.monotonic() + max(PATIENCE, time.monotonic() - began)))
+    run.confirm(min(deadline, time.monotonic() + max(PATIENCE, PART * (time.monotonic() - began))))
     certified = run.certify() if certify else True
     best, bound = run.plan, min(run.swept.bound, run.plan.objective)
     plans = [best]
     if top > 1:
         until = min(deadline, time.monotonic() + max(TOP_SECONDS, time.monotonic() - began))
-        more, proven = further_plans(problem, best, top - 1, backend, run.gap, until)
+        more, proven = further_plans(problem, best, top - 1, backend, max(run.gap, top_gap or 0.0), until)
         plans += more
         run.proof["further"] = {"asked": top - 1, "found": len(more), "proven": proven}
     left = (best.objective - bound) / best.objective if best.objective > 0 else 0.0

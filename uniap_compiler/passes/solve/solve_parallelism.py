@@ -37,6 +37,9 @@ from .step_graph import StepGraph
 if TYPE_CHECKING:
     from uniap_compiler.passes.manager import Session
 
+#: The plans beside the best are found to this relative gap: which of them is fastest, the simulation says.
+RUNNER_UP_GAP = 1e-3
+
 
 @dataclass(frozen=True)
 class SolveParallelism:
@@ -99,7 +102,8 @@ def solve(problem: Problem, time_limit: float, top: int, write_lp: Path | None =
     if write_lp is not None:
         write_lp.mkdir(parents=True, exist_ok=True)
         (write_lp / "problem.json").write_text(json.dumps(problem.data, indent=1) + "\n", encoding="utf-8")
-    return solver.solve(solver.Problem.from_json(problem.data), time_limit=time_limit, top=top, write_lp=write_lp)
+    read = solver.Problem.from_json(problem.data)
+    return solver.solve(read, time_limit=time_limit, top=top, top_gap=RUNNER_UP_GAP, write_lp=write_lp)
 
 
 def _write(module: Module, setting: Setting, answer: solver.Result, plans: list[Simulated]) -> None:
