@@ -51,9 +51,9 @@ def solve(
 ) -> Result:
     """The best plan of all candidates, with a bound that holds for every plan of every candidate.
 
-    `top` > 1 adds further, different plans, as far as TOP_SECONDS or the time of the first one go, each within `top_gap`
-    (that is `gap` if None) of the best of its kind. `write_lp` names a folder for the models that are solved. `progress`
-    is called with candidates done, incumbent, bound and seconds.
+    `top` > 1 adds further, different plans, as far as TOP_SECONDS or the time of the first one go, each within
+    `top_gap` (`gap` if None) of the best of its kind. `write_lp` names a folder for the models that are solved.
+    `progress` is called with candidates done, incumbent, bound and seconds.
     """
     if not (math.isfinite(gap) and gap >= 0) or top < 1 or (time_limit is not None and not time_limit >= 0):
         raise ValueError("gap and time_limit must not be negative, and top is at least 1")
