@@ -40,6 +40,25 @@ def test_a_bundle_is_complete(written: Path) -> None:
         assert bundle.rank(rank).RANK == rank
 
 
+def test_how_to_start_it_on_several_nodes(tmp_path: Path) -> None:
+    module = two_stages()
+    module.ops.insert(0, Op("plan.cluster", symbol="pair", attrs={"nodes": 2, "devices_per_node": 4}))
+    plan = module.find("plan.plan")
+    assert plan is not None
+    plan.attrs["simulated"] = 0.5
+    module.ops += [Op("plan.stage", symbol=f"stage_{i}", attrs={"memory": 2**30 * (i + 1)}) for i in range(2)]
+    written = write_bundle(module, session(), tmp_path / "build")
+    said = (written / "README.md").read_text()
+    assert "torchrun --nnodes 2 --nproc-per-node 4 --node-rank I --master-addr HOST train.py" in said
+    assert "| pair: 2 nodes of 4 |" in said and "0.5 s per step, 16 samples/s; 2.00 GiB per rank" in said
+    assert json.loads((written / "manifest.json").read_text())["nodes"] == 2
+    env = {**os.environ, "WORLD_SIZE": "1", "RANK": "0"}
+    command = [sys.executable, str(written / "train.py"), "--data", "x.py:y"]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert "this bundle is for 8 ranks" in run.stderr
+    assert "help: torchrun --nnodes 2 --nproc-per-node 4 --node-rank I --master-addr HOST" in run.stderr
+
+
 def test_the_manifest(written: Path) -> None:
     manifest = json.loads((written / "manifest.json").read_text())
     assert manifest["mesh"] == [["a", 2], ["b", 2]]

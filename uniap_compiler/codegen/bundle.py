@@ -129,7 +129,7 @@ def _fill(module: Module, session: Session, world: World, root: Path, plan: str)
     for rank, text in enumerate(texts):
         signed = text.replace(fingerprint_line(""), fingerprint_line(fingerprint), 1)
         _write(root / "ranks" / rank_name(rank, world), signed)
-    _write(root / "README.md", write_readme(manifest(fingerprint, {}, weights)))
+    _write(root / "README.md", write_readme(manifest(fingerprint, {}, weights), module))
     _write(root / "manifest.json", to_json(manifest(fingerprint, hash_files(root), weights)))
 
 

@@ -40,6 +40,7 @@ def build_manifest(
         "spec": setting["spec"],
         "spec_sha256": spec_sha256,
         "world_size": world.size,
+        "nodes": _nodes(module),
         "stages": world.stages,
         "micro_batches": setting["micro_batches"],
         "global_batch": setting["global_batch"],
@@ -64,6 +65,13 @@ def build_manifest(
         "weights": dict(weights),
         "files": {path: files[path] for path in sorted(files)},
     }
+
+
+def _nodes(module: Module) -> int:
+    """How many machines the plan was made for."""
+    cluster = module.find("plan.cluster")
+    nodes = cluster.attrs.get("nodes") if cluster is not None else None
+    return nodes if isinstance(nodes, int) else 1
 
 
 def settings_of(module: Module) -> dict[str, Any]:
