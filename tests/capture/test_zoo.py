@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import transformers
 
 from uniap_compiler.ir import Diagnostic
 from uniap_compiler.zoo import find_task, with_options, zoo
-from uniap_compiler.zoo.spec import _set_dropout
+from uniap_compiler.zoo.spec import _file, _set_dropout
 
 
 def config(folder: Path, **fields: object) -> Path:
@@ -71,12 +72,16 @@ def test_local_config(tmp_path: Path) -> None:
         ("hf:{folder}/other", "cannot read"),
         ("hf:{folder}/bad.json", "is not a Hugging Face config"),
         ("hf:{folder}/strange.json,task=causal-lm", "transformers has no model type 'strange'"),
+        ("hf:{folder}/wrong.json,task=causal-lm", "bamba does not take this config"),
+        ("hf:{folder}/wrong.json,task=causal-lm", "Field 'hidden_size' expected int"),
+        ("zoo:llama-7b@small,hidden_size=wide", "the config does not take hidden_size = 'wide'"),
     ],
 )
 def test_words(spec: str, words: str, tmp_path: Path) -> None:
     config(tmp_path)
     (tmp_path / "bad.json").write_text("[]")
     (tmp_path / "strange.json").write_text('{"model_type": "strange"}')
+    (tmp_path / "wrong.json").write_text('{"model_type": "bamba", "hidden_size": "wide"}')
     with pytest.raises(Diagnostic) as error:
         find_task(spec.format(folder=tmp_path))
     assert words in error.value.render()
@@ -87,6 +92,12 @@ def test_options_become_part_of_the_spec() -> None:
     assert with_options("mlp.py:task", task=None, seq=None) == "mlp.py:task"
     with pytest.raises(Diagnostic, match="only a zoo: or hf: SPEC"):
         with_options("mlp.py:task", seq=8)
+
+
+def test_infinity_as_transformers_writes_it(tmp_path: Path) -> None:
+    transformers.AutoConfig.for_model("bamba", vocab_size=64).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["time_step_limit"][1] == {"__float__": "Infinity"}
+    assert _file(str(tmp_path)).fields["time_step_limit"] == [0.0, math.inf]
 
 
 def test_any_length_and_integer_fields(tmp_path: Path) -> None:

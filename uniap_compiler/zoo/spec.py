@@ -82,7 +82,7 @@ def _file(name: str) -> Source:
     path = Path(name)
     path = path / "config.json" if path.is_dir() else path
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), object_hook=_float)
     except OSError as error:
         raise Diagnostic(f"cannot read {path}: {error.strerror}", help="hf: takes a local config.json") from None
     except ValueError as error:
@@ -90,6 +90,11 @@ def _file(name: str) -> Source:
     if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
         raise Diagnostic(f"{path} is not a Hugging Face config: it has no `model_type`")
     return Source(fields["model_type"], {k: v for k, v in fields.items() if k != "model_type"})
+
+
+def _float(value: dict[str, Any]) -> Any:
+    """transformers writes what JSON has no word for as {"__float__": "Infinity"}."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _task(spec: str, find: Any, text: str) -> TrainingTask:
@@ -130,20 +135,30 @@ def _guess(fields: dict[str, Any]) -> str:
 
 
 def _config(source: Source, options: dict[str, Any]) -> Any:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
+    if source.type not in CONFIG_MAPPING:
+        raise Diagnostic(f"transformers has no model type {source.type!r}", help="a newer transformers may have it")
     try:
         config = AutoConfig.for_model(source.type, **source.fields)
-    except ValueError as error:
-        raise Diagnostic(f"transformers has no model type {source.type!r}", notes=[str(error)[:200]]) from None
+    except Exception as error:  # every config checks its fields in its own way
+        raise Diagnostic(f"{source.type} does not take this config", notes=[_reason(error)]) from error
     for key, value in options.items():
         if not hasattr(config, key):
             raise Diagnostic(
                 f"{key!r} is no field of {type(config).__name__}",
                 help="the keys of a spec are task, seq, image_size, dropout and the fields of the config",
             )
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except Exception as error:
+            raise Diagnostic(f"the config does not take {key} = {value!r}", notes=[_reason(error)]) from error
     return config
+
+
+def _reason(error: Exception) -> str:
+    """Type and words of an error; some of transformers' have theirs on further lines."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _set_dropout(config: Any, p: float) -> None:
@@ -153,7 +168,7 @@ def _set_dropout(config: Any, p: float) -> None:
             try:
                 setattr(config, key, int(p) if isinstance(value, int) and p == int(p) else p)
             except Exception as error:  # some configs check the types of their fields
-                raise Diagnostic(f"the config does not take {key} = {p:g}", notes=[str(error)]) from None
+                raise Diagnostic(f"the config does not take {key} = {p:g}", notes=[_reason(error)]) from error
 
 
 def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:
@@ -165,8 +180,7 @@ def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:
     try:
         model = on_meta(lambda: auto.from_config(config))  # transformers skips initialisation on torch.device("meta")
     except Exception as error:  # whatever transformers' code does with a config that does not fit together
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise Diagnostic(f"{spec}: {auto_class} cannot build the model", notes=[reason]) from error
+        raise Diagnostic(f"{spec}: {auto_class} cannot build the model", notes=[_reason(error)]) from error
     if sum(p.numel() for p in model.parameters()) <= REAL:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
