@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uniap_compiler.capture import TrainingTask, capture
+from uniap_compiler.ir import Diagnostic
 
 from .reference import captured, difference, eager, interpret, promoted
 
@@ -75,6 +76,56 @@ class Blend(torch.autograd.Function):
         return g * y.cos(), g * x.sin(), None
 
 
+class Kernel(torch.autograd.Function):
+    """Attention over channels with a backward of its own; where the mask is zero, nothing has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor, q: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(weights := (q.mT @ q).sigmoid() * mask, q, v)
+        return v @ weights
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, Tensor, Tensor]:
+        weights, q, v = ctx.saved_tensors
+        return None, q @ ((v.mT @ g) * weights), g @ weights.mT
+
+
+class Spread(torch.autograd.Function):
+    """Every element has the whole gradient; one number below zero makes it NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(root := x.sqrt())
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return (g / ctx.saved_tensors[0]).sum().expand_as(g)
+
+
+class Picked(torch.autograd.Function):
+    """An index that can only be zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(factor := torch.tensor([0.25])[index])
+        return x * factor
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g * ctx.saved_tensors[0], None
+
+
+class Blocked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        return x * mask
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return torch.zeros_like(g), None
+
+
 class Net(nn.Module):
     def __init__(self, body: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
@@ -100,6 +151,8 @@ BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "masked": masked,
     "reversed": lambda m, x: m.b(Reversed.apply(m.a(x))),
     "two tensors": lambda m, x: Blend.apply(m.a(x), m.b(x), 0.3),
+    "an index": lambda m, x: m.b(Picked.apply(m.a(x), torch.zeros(8, dtype=torch.long))),
+    "no gradient": lambda m, x: m.b(x) + Blocked.apply(m.a(x), torch.ones(8, dtype=torch.bool)),
 }
 
 
@@ -110,6 +163,19 @@ def test_equals_eager(name: str) -> None:
         theirs = eager(converted)
     assert bool(theirs.loss.isfinite())
     assert difference(interpret(module, "step", converted, constants), theirs) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: Kernel.apply(torch.ones(8, dtype=torch.long), m.a(x), m.b(x)),
+        lambda m, x: Spread.apply(m.a(x).abs()),
+    ],
+    ids=["kernel", "spread"],
+)
+def test_others_are_refused(body: Callable[[Any, Tensor], Tensor]) -> None:
+    with pytest.raises(Diagnostic, match="its backward would be lost"):
+        capture(task(body))
 
 
 def test_an_infinite_factor_leaves_the_value() -> None:

@@ -6,7 +6,8 @@ An op that gives the first operand, and the gradient g * F.backward(1) to the se
 y + (x - x.detach()) * factor, would make NaN of masks and whatever else is infinite in x or in the factor.
 
 Whether backward is such a factor is tried, on random numbers outside of the graph: backward(g) must be g * backward(1)
-for every g.
+for every g.  Integers may be masks, which switch everything off where they are zero, so they are tried as zeros, ones
+and both.
 """
 
 from __future__ import annotations
@@ -73,23 +74,33 @@ def _is_factor(function: Any, args: tuple[Any, ...]) -> bool:
     """Tried on real tensors of the same shapes, outside of whatever is recording."""
     with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        real = tuple(_random(a) if isinstance(a, Tensor) else a for a in args)
-        try:
-            found = _run(function, real)
-            if found is None:
-                return False
-            result, backward = found
-            ones = backward(torch.ones_like(result))
-            for scale in (1e-6, 10.0, 1e6):  # one that clips shows it
-                g = torch.randn_like(result) * scale
-                for x, factor, gradient in zip(real, ones, backward(g), strict=True):
-                    if factor is None and gradient is None:
-                        continue
-                    if x.shape != result.shape or not _close(gradient, factor * g):
-                        return False
-        except Exception:  # whatever the user's code does with numbers of ours
-            return False
-    return True
+        integers = any(isinstance(a, Tensor) and not a.is_floating_point() for a in args)
+        tries = [_try(function, args, range_) for range_ in ([(0, 1), (1, 2), (0, 2)] if integers else [(0, 1)])]
+    # Where not all can be tried (an index of 1 may be out of range), one must show more than zeros.
+    return "different" not in tries and ("impossible" not in tries or "equal" in tries)
+
+
+def _try(function: Any, args: tuple[Any, ...], range_: tuple[int, int]) -> str:
+    """Of integers in that range: whether gradients are "different" from factors, "equal", "zero", or "impossible"."""
+    real = tuple(_random(a, range_) if isinstance(a, Tensor) else a for a in args)
+    some = False
+    try:
+        found = _run(function, real)
+        if found is None:
+            return "different"
+        result, backward = found
+        ones = backward(torch.ones_like(result))
+        for scale in (1e-6, 10.0, 1e6):  # one that clips shows it
+            g = torch.randn_like(result) * scale
+            for x, factor, gradient in zip(real, ones, backward(g), strict=True):
+                if factor is None and gradient is None:
+                    continue
+                if x.shape != result.shape or not _close(gradient, factor * g) or not gradient.isfinite().any():
+                    return "different"
+                some = some or bool(gradient.any())
+    except Exception:  # whatever the user's code does with numbers of ours
+        return "impossible"
+    return "equal" if some else "zero"
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -97,7 +108,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=max(1e-5, 2 * torch.finfo(a.dtype).eps), atol=0.0, equal_nan=True)
 
 
-def _random(x: Tensor) -> Tensor:
+def _random(x: Tensor, range_: tuple[int, int]) -> Tensor:
     if not x.is_floating_point():
-        return torch.zeros(tuple(x.shape), dtype=x.dtype)
+        return torch.randint(*range_, tuple(x.shape)).to(x.dtype)
     return torch.rand(tuple(x.shape), dtype=torch.float64).to(x.dtype) * 2 - 0.5

@@ -177,6 +177,7 @@ def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
     auto = getattr(transformers, auto_class)
+    config.architectures = config.architectures or []  # None is an error where a type has several classes (DeiT)
     try:
         model = on_meta(lambda: auto.from_config(config))  # transformers skips initialisation on torch.device("meta")
     except Exception as error:  # whatever transformers' code does with a config that does not fit together
