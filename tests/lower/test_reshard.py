@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniap_compiler.ir import Layout, Part
+from uniap_compiler.ir import Layout, Part, affine
 from uniap_compiler.passes.lower.mesh import axes_of
 from uniap_compiler.passes.lower.parameters import split_over_data
-from uniap_compiler.passes.lower.reshard import outer_blocks, reshard
+from uniap_compiler.passes.lower.reshard import _aligned, outer_blocks, reshard
 
 MESH = {"a": 2, "b": 3, "c": 2}
 SHAPE = (24, 36)
@@ -133,6 +133,38 @@ def test_a_split_inside_a_dim(layout: Layout, axis: str, gather: bool) -> None:
     inside = Layout(((outer, Part((axis,), 4)), layout.dims[1]))
     if axis != "b":
         check(inside, layout) if gather else check(layout, inside)
+
+
+@st.composite
+def factored(draw: st.DrawFn) -> Layout:
+    """Dim 0 is 2 x 3 x 2 x 2, and axes split some of these factors; neighbours that nothing splits are one."""
+    fine = (2, 3, 2, 2)
+    axes: list[tuple[str, ...]] = [() for _ in fine]
+    rows: list[str] = []
+    for axis in draw(st.permutations(list(MESH))):
+        fits = [n for n, size in enumerate(fine) if size == MESH[axis] and not axes[n]]
+        where = draw(st.sampled_from([*fits, "dim 1", "whole"]))
+        if isinstance(where, int):
+            axes[where] = (axis,)
+        elif where == "dim 1":
+            rows.append(axis)
+    return Layout((tuple(map(Part, axes, fine)), (Part(tuple(rows)),))).canonical()
+
+
+@given(factored(), factored())
+@settings(max_examples=250, deadline=None)
+def test_dims_of_several_factors(now: Layout, goal: Layout) -> None:
+    check(now, goal)
+
+
+def test_factors_that_depend_on_the_batch() -> None:
+    B = affine(1, 0)
+    merged = (Part((), 64 * B), Part(("c",), 2))
+    apart = (Part(("a",), B), Part((), 64), Part(("c",), 2))
+    assert [step.op for step in reshard(Layout((merged,)), Layout((apart,)), list(MESH))] == ["slice"]
+    assert [step.op for step in reshard(Layout((apart,)), Layout((merged,)), list(MESH))] == ["all_gather"]
+    with pytest.raises(ValueError, match="factor the dim differently"):
+        _aligned((Part(("a",), 6), Part(("c",), 4)), (Part(("a",), 4), Part(("c",), 6)))
 
 
 @pytest.mark.parametrize(

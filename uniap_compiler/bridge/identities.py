@@ -16,9 +16,12 @@ _ALWAYS = frozenset({"aten.alias", "aten.lift_fresh_copy", "aten.lift_fresh"})
 def same_value(op: Op) -> Value | None:
     """The operand that the op's only result equals, in value, shape and dtype; None when it computes something."""
     x = op.operands[0] if op.operands else None
+    if op.name == "aten.cat" and isinstance(x, list):
+        full = [v for v in x if v.type.shape != (0,)]  # what a cache of keys begins with; torch leaves it out, too
+        x = full[0] if len(full) == 1 else None
     if not isinstance(x, Value) or len(op.results) != 1 or op.results[0].type != x.type:
         return None
-    if op.name in VIEWS or op.name in _ALWAYS:
+    if op.name in VIEWS or op.name in _ALWAYS or op.name == "aten.cat":
         return x
     if op.name == "aten.clone":
         return x if op.attrs.get("memory_format") in (None, "preserve_format") else None

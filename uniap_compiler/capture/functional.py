@@ -4,6 +4,7 @@
     F.embedding_bag         a matrix of indices is flattened to one long bag with offsets that are data
     nn.Transformer          looks whether a mask is the causal one, a hint that the mask itself makes superfluous
     nn.LSTM, nn.GRU, nn.RNN with dropout between layers: one op that hides how often it draws
+    assertions on values    assertions.py
 
 All compute what torch computes; a negative variance is no longer refused.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
+from . import assertions
 from .state import refuse_hook
 
 
@@ -111,4 +113,6 @@ _REPLACED = {
     F.gaussian_nll_loss: gaussian_nll_loss,
     F.embedding_bag: embedding_bag,
     Tensor.register_hook: refuse_hook,
+    Tensor.item: assertions.item,
+    Tensor.__bool__: assertions.truth,
 }

@@ -25,17 +25,19 @@ def user_line(trace: str, root: Path | None, module: str = "") -> Loc | None:
 def _innermost(trace: str, root: Path | None) -> tuple[str, int] | None:
     found = fallback = None
     for file, line, _ in _FRAME.findall(trace):
-        if file.startswith(("<", _OURS)):
-            continue
-        if file.startswith(_TORCH) or "/lib/python3" in file and "site-packages" not in file:
-            if "/torch/nn/" in file:
-                fallback = (file, int(line), None)
-        else:
+        if is_users(file):
             found = (file, int(line), root)
+        elif "/torch/nn/" in file:
+            fallback = (file, int(line), None)
     if (frame := found or fallback) is None:
         return None
     file, line, folder = frame
     return relative(file, folder), line
+
+
+def is_users(file: str) -> bool:
+    """Neither torch's, nor ours, nor Python's own."""
+    return not file.startswith(("<", _OURS, _TORCH)) and ("/lib/python3" not in file or "site-packages" in file)
 
 
 def relative(file: str, root: Path | None) -> str:

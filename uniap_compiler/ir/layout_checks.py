@@ -231,6 +231,8 @@ def _comm_mistake(op: Op, operands: list[States], results: list[States], axes: l
     moved = op.attrs.get("axes")
     if not isinstance(moved, (list, tuple)) or not moved:
         return f"the attribute axes of {op.name} is a list of axes"
+    if op.name == "comm.all_to_all" and op.attrs.get("split_dim") == op.attrs.get("concat_dim"):
+        return "comm.all_to_all is between two dims: within one, gather and slice"
     for axis in dict.fromkeys([*axes, *map(str, moved)]):
         before, after = operands[0].get(axis, WHOLE), results[0].get(axis, WHOLE)
         if axis not in moved:

@@ -176,3 +176,11 @@ module @comm_changes_the_shape {
     return
   }
 }
+// -----
+module @comm_within_a_dim {
+  func @f(%x: tensor<8xf32> @[(a:2 _:2 b:2)]) -> () {
+    // expected-error@+1 {{comm.all_to_all is between two dims: within one, gather and slice}}
+    %y = comm.all_to_all(%x) {axes = ["b"], split_dim = 0, concat_dim = 0} : tensor<8xf32> @[(a:2 b:2 _:2)]
+    return
+  }
+}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from uniap_compiler.ir import Attr, Layout, Loc, Namer, Op, Part, Value, at
+from uniap_compiler.ir import Attr, Dim, Layout, Loc, Namer, Op, Part, Value, affine, at
 from uniap_compiler.ir.layouts import Axes, DimLayout
 
 
@@ -34,15 +34,41 @@ def _replace(layout: Layout, dim: int, part: int, axes: Axes) -> Layout:
 
 
 def _aligned(now: DimLayout, goal: DimLayout) -> tuple[DimLayout, DimLayout]:
-    """Both dims with the same parts: a single part gets the parts of the other where that only renames it."""
-    if len(now) == len(goal):
-        if all(a.size == b.size for a, b in zip(now, goal)):
-            return now, goal
-    elif len(now) == 1:
+    """Both dims with the same parts: a larger one is cut (64*B: B, 64), and what splits it splits its major part."""
+    if [p.size for p in now] == [p.size for p in goal]:
+        return now, goal
+    if len(now) == 1 < len(goal):
         return (Part(now[0].axes, goal[0].size), *(Part((), p.size) for p in goal[1:])), goal
-    elif len(goal) == 1:
+    if len(goal) == 1 < len(now):
         return now, (Part(goal[0].axes, now[0].size), *(Part((), p.size) for p in now[1:]))
-    raise ValueError(f"the dim layouts {now} and {goal} factor the dim differently")
+    left, right = list(now), list(goal)
+    n = 0
+    while n < min(len(left), len(right)):
+        a, b = left[n], right[n]
+        if a.size != b.size:
+            if (rest := _over(a.size, b.size)) is not None:
+                left[n : n + 1] = [Part(a.axes, b.size), Part((), rest)]
+            elif (rest := _over(b.size, a.size)) is not None:
+                right[n : n + 1] = [Part(b.axes, a.size), Part((), rest)]
+            else:
+                break
+        n += 1
+    if n < max(len(left), len(right)):
+        raise ValueError(f"the dim layouts {now} and {goal} factor the dim differently")
+    return tuple(left), tuple(right)
+
+
+def _over(size: Dim | None, part: Dim | None) -> Dim | None:
+    """size / part, for sizes that divide whatever the batch is."""
+    if size is None or part is None or part == 0:
+        return None
+    if isinstance(size, int):
+        return size // part if isinstance(part, int) and size % part == 0 else None
+    if isinstance(part, int):
+        divides = size.coef % part == 0 and size.offset % part == 0
+        return affine(size.coef // part, size.offset // part) if divides else None
+    times = size.coef // part.coef if size.coef % part.coef == 0 else 0
+    return times if times and part * times == size else None
 
 
 def _runs(axes: Axes, order: Sequence[str]) -> list[Axes]:
@@ -107,14 +133,15 @@ def reshard(now: Layout, goal: Layout, order: Sequence[str]) -> list[Step]:
         if gone:
             step("all_reduce", drop_pending(state, gone), axes=sorted(gone, key=order.index), op=kind)
     slices()
-    # An exchange where the axes that leave one dim are the ones that another dim wants.
+    # An exchange where the axes that leave one dim are the ones that another dim wants.  (Within one dim, the runs that
+    # are cut and those that are joined would depend on each other; that is rare and goes by way of the whole.)
     for d, p in places:
         have, want = state.dims[d][p].axes, target.dims[d][p].axes
         leaving = have[_common(have, want) :]
         if not leaving or len(_runs(leaving, order)) > 1:
             continue
         for e, q in places:
-            if (e, q) != (d, p) and missing(e, q)[: len(leaving)] == leaving:
+            if e != d and missing(e, q)[: len(leaving)] == leaving:
                 layout = _replace(state, d, p, have[: len(have) - len(leaving)])
                 layout = _replace(layout, e, q, (*state.dims[e][q].axes, *leaving))
                 step("all_to_all", layout, axes=list(leaving), split_dim=e, concat_dim=d)
