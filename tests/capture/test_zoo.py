@@ -94,6 +94,12 @@ def test_options_become_part_of_the_spec() -> None:
         with_options("mlp.py:task", seq=8)
 
 
+def test_a_mask_where_the_task_leaves_it_open() -> None:
+    batches = [find_task(f"zoo:llama-7b@small{more}").batch for more in ("", ",mask=true")]
+    assert ["attention_mask" in batch for batch in batches] == [False, True]
+    assert batches[1]["attention_mask"].sum(1).tolist() == [16, 12]
+
+
 def test_infinity_as_transformers_writes_it(tmp_path: Path) -> None:
     transformers.AutoConfig.for_model("bamba", vocab_size=64).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["time_step_limit"][1] == {"__float__": "Infinity"}
@@ -105,6 +111,9 @@ def test_any_length_and_integer_fields(tmp_path: Path) -> None:
         json.dumps({"model_type": "xlnet", "vocab_size": 64, "d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 48})
     )
     assert find_task(f"hf:{tmp_path},task=causal-lm,seq=8").batch["input_ids"].shape[1] == 8  # positions: -1
+    bart = transformers.AutoConfig.for_model("bart", encoder_layerdrop=0.2)
+    _set_dropout(bart, 0.1)
+    assert (bart.dropout, bart.encoder_layerdrop, bart.decoder_layerdrop) == (0.1, 0.0, 0.0)
     levit = transformers.AutoConfig.for_model("levit")
     _set_dropout(levit, 0.0)
     assert levit.drop_path_rate == 0  # an integer, and checked

@@ -174,7 +174,10 @@ def failure(error: Exception, batch: int, root: Path | None) -> Diagnostic:
     loc = loc or user_line("\n".join(frames), root)
     help = None
     if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__ or "item()" in text:
-        help = "the model branches on a tensor's value; compute with torch.where, or move the decision out of forward"
+        help = (
+            "the model branches on a tensor's value; compute with torch.where, or move the decision out of forward "
+            "(LayerDrop: set it to 0)"
+        )
     elif "fake tensor in the exported program" in text:
         help = "forward calls something that cannot be recorded: torch.autograd.grad, or numpy on a tensor"
     return Diagnostic(

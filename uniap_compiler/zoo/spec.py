@@ -3,8 +3,8 @@
 zoo:NAME[@small][,key=value...]          NAME as in models.toml
 hf:PATH/config.json[,key=value...]       a local Hugging Face config (or the folder that holds it)
 
-keys: task, seq (tokens of a row), image_size, dropout (0 switches every kind of dropout off), dtype, and any field of
-the config: `zoo:llama-7b,num_hidden_layers=8`.
+keys: task, seq (tokens of a row), image_size, mask (true: the batch has an attention_mask), dropout (0 switches every
+kind of dropout off), dtype, and any field of the config: `zoo:llama-7b,num_hidden_layers=8`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _task(spec: str, find: Any, text: str) -> TrainingTask:
     task = options.pop("task", None) or source.task or _guess(source.fields)
     seq = options.pop("seq", source.seq)
     image_size = options.pop("image_size", source.image_size)
-    dropout = options.pop("dropout", None)
+    dropout, mask = options.pop("dropout", None), bool(options.pop("mask", False))
     kind = kind_of(str(task))
     config = _config(source, options)
     if image_size is not None and hasattr(config, "image_size"):
@@ -117,7 +117,7 @@ def _task(spec: str, find: Any, text: str) -> TrainingTask:
     if hasattr(config, "_experts_implementation"):  # of the ways to run experts, the one that says most: see
         config._experts_implementation = "batched_mm"  # passes/simplify/fuse_experts.py
     model = _build(config, kind.auto_class, spec)
-    return TrainingTask(model, example(config, str(task), seq, image_size))
+    return TrainingTask(model, example(config, str(task), seq, image_size, mask))
 
 
 def _guess(fields: dict[str, Any]) -> str:
@@ -147,7 +147,7 @@ def _config(source: Source, options: dict[str, Any]) -> Any:
         if not hasattr(config, key):
             raise Diagnostic(
                 f"{key!r} is no field of {type(config).__name__}",
-                help="the keys of a spec are task, seq, image_size, dropout and the fields of the config",
+                help="the keys of a spec are task, seq, image_size, mask, dropout and the fields of the config",
             )
         try:
             setattr(config, key, value)
@@ -162,8 +162,13 @@ def _reason(error: Exception) -> str:
 
 
 def _set_dropout(config: Any, p: float) -> None:
-    """Every field that is a probability of dropping something: hidden_dropout_prob, resid_pdrop, drop_path_rate, ..."""
+    """Every field that is a probability of dropping something: hidden_dropout_prob, resid_pdrop, drop_path_rate, ...
+
+    LayerDrop is off in any case: which layers run would depend on a random number.
+    """
+    rate = p
     for key, value in vars(config).items():
+        p = 0.0 if key.endswith("layerdrop") else rate
         if ("drop" in key or key.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
             try:
                 setattr(config, key, int(p) if isinstance(value, int) and p == int(p) else p)

@@ -1,8 +1,8 @@
 """What each kind of task feeds a Hugging Face model: example batches with the names of the model's own forward.
 
-causal-lm             input_ids [B, seq], labels [B, seq]
+causal-lm             input_ids [B, seq], labels [B, seq]; with `mask=true` attention_mask [B, seq]
 masked-lm             input_ids, attention_mask [B, seq], labels [B, seq], -100 where a token was not masked
-seq2seq-lm            input_ids [B, seq], labels [B, seq]
+seq2seq-lm            input_ids [B, seq], labels [B, seq]; with `mask=true` attention_mask [B, seq]
 image-classification  pixel_values [B, channels, size, size], labels [B]
 sequence-classification, token-classification, question-answering     as the auto class of that name expects
 """
@@ -103,8 +103,11 @@ def kind_of(name: str) -> Kind:
     return KINDS[name]
 
 
-def example(config: Any, name: str, seq: int | None, image_size: int | None) -> Batch:
-    """An example batch, the same in every run.  Raises Diagnostic when a length does not fit the model."""
+def example(config: Any, name: str, seq: int | None, image_size: int | None, mask: bool = False) -> Batch:
+    """An example batch, the same in every run.  Raises Diagnostic when a length does not fit the model.
+
+    mask: rows of tokens are padded, and the batch says where, for tasks that leave it open.
+    """
     kind = kind_of(name)
     length = seq or 0
     if kind.tokens:
@@ -118,4 +121,5 @@ def example(config: Any, name: str, seq: int | None, image_size: int | None) -> 
             )
     size = image_size or getattr(config, "image_size", None) or 224
     size = size[0] if isinstance(size, (list, tuple)) else size
-    return kind.batch(config, length, int(size), torch.Generator().manual_seed(1))
+    batch = kind.batch(config, length, int(size), torch.Generator().manual_seed(1))
+    return {"attention_mask": _mask(length)} | batch if mask and kind.tokens else batch
