@@ -20,7 +20,7 @@ from rich.table import Table
 
 from uniap_compiler import driver
 from uniap_compiler.ir import Diagnostic
-from uniap_compiler.verify import verify
+from uniap_compiler.verify import Report, verify
 from uniap_compiler.zoo import zoo
 
 RANKS, ROWS = 4, 8
@@ -88,11 +88,16 @@ def parity(
             _say(name, plan, error.render())
             continue
         error = max(row.error for row in report.rows)
-        cells[plan] = (error, "" if report.ok else f"WRONG {error:.1e}")
+        cells[plan] = (error, "" if report.ok and not _drifted(report) else f"WRONG {error:.1e}")
         seconds = f"{compiled - began:.1f} s to compile, {time.perf_counter() - compiled:.1f} s to verify"
         _say(name, plan, f"{error:.1e}, {seconds}" + "".join(f"\n    {r.what} of {r.name}: {r.error:.1e} {r.note}"
                                                           for r in report.failures()[:3]))
     return cells
+
+
+def _drifted(report: Report) -> bool:
+    """In float64 every number must agree, whatever rounding becomes."""
+    return report.least == "float64" and bool(report.excused())
 
 
 def _say(name: str, plan: str, text: str) -> None:

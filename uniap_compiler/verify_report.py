@@ -26,7 +26,7 @@ Tensors = dict[str, Tensor]
 class Row:
     """One comparison: what ("gradient"), of which tensor, its error; `note` says what is wrong beyond a number.
 
-    noise: below float32, the error of the unsharded model itself against the same model in float64.
+    noise: the error of the unsharded model itself, where it was measured.
     """
 
     what: str
@@ -34,6 +34,11 @@ class Row:
     error: float
     note: str = ""
     noise: float = 0.0
+
+    @property
+    def first(self) -> bool:
+        """Before any step of an optimizer: nothing has had time to grow."""
+        return self.what == "gradient" or self.name.startswith("step 1 ")
 
 
 @dataclass
@@ -55,12 +60,20 @@ class Report:
     def passes(self, row: Row) -> bool:
         return row.error <= self.allowed(row) and not row.note  # NaN does not pass
 
+    def agrees_at_first(self) -> bool:
+        """Whether what does not pass is only that numbers after the first step are apart."""
+        return not any(row.first or row.note or not math.isfinite(row.error) for row in self.failures())
+
     def allowed(self, row: Row) -> float:
         """Two computations that round differently are at most the sum of their own errors apart."""
         return max(self.tolerance, NOISES * row.noise)
 
     def failures(self) -> list[Row]:
         return sorted((r for r in self.rows if not self.passes(r)), key=lambda r: -_rank(r.error))
+
+    def excused(self) -> list[Row]:
+        """Beyond the tolerance, but no more than the model's own noise."""
+        return [row for row in self.rows if row.error > self.tolerance and self.passes(row)]
 
     def worst(self) -> dict[str, Row]:
         """What -> its largest error."""

@@ -170,6 +170,50 @@ def test_another_model(written: Path, tmp_path: Path) -> None:
         verify(written, spec=f"{other}:task")
 
 
+CHAOTIC = """
+import torch
+from torch import nn
+
+from uniap_compiler import TrainingTask
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x):
+        return torch.sin(3e3 * self.b(torch.tanh(self.a(x)))).mean()
+
+
+def task():
+    torch.manual_seed(0)
+    return TrainingTask(Net(), {"x": torch.randn(8, 64)})
+"""
+
+
+def test_a_model_that_amplifies_rounding(tmp_path: Path) -> None:
+    """After a step of SGD it is elsewhere; the first gradients have no excuse, nor have steps that are not chaotic."""
+    (tmp_path / "chaotic.py").write_text(CHAOTIC)
+    spec = f"{tmp_path / 'chaotic.py'}:task"
+    bundle = driver.compile(spec, "laptop", 8, out=tmp_path / "build", force="tp=4", dtype="float64").bundle
+    report = verify(bundle)
+    excused = report.excused()
+    assert report.ok and excused and max(row.error for row in excused) > 1e-8
+    assert not any(row.first or "adamw" in row.what for row in excused)
+
+    edit(bundle, "stages/stage_0.py", lambda text: text.replace("d_mul * 3000.0 ", "d_mul * 3000.00003 "))
+    wrong = verify(bundle)
+    assert not wrong.ok and any(row.what == "gradient" for row in wrong.failures()) and not wrong.excused()
+
+
+def test_a_wrong_step_of_an_ordinary_model_has_no_excuse(written: Path) -> None:
+    change = "{key: settings[key] for key in", '{key: 0.90001 if key == "momentum" else settings[key] for key in'
+    edit(written, "runtime/optimizer.py", lambda text: text.replace(*change))
+    report = verify(written, spec=SPEC)
+    assert {row.what for row in report.failures()} == {"loss", "parameter after 3 steps of sgd"}
+
+
 def test_the_error_measure() -> None:
     def error(a: list[float], b: list[float]) -> float:
         big = {"big": torch.tensor([1.0, -1000.0])}

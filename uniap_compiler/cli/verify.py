@@ -58,6 +58,12 @@ def show(report: Report, console: Console) -> None:
         table.add_row(what, str(count), f"{row.error:.1e}", f"{report.allowed(row):.0e}", escape(row.name), style=style)
     console.print(table)
     failures = report.failures()
+    if excused := len(report.excused()):
+        console.print(
+            f"note: {excused} of {len(report.rows)} are beyond {report.tolerance:.0e}, but no more than rounding "
+            "moves the unsharded model itself",
+            highlight=False,
+        )
     if not failures:
         console.print("[bold green]equal[/]: the bundle computes what the model does")
         return

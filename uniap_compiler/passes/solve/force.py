@@ -145,7 +145,7 @@ def check_degrees(force: Force, layers: Sequence[str], devices: int, global_batc
         if pp not in possible:
             why = f"{devices} devices divide into {_words(stages)} stages"
             if pp in stages:
-                why = f"the model has only {len(layers)} layers, and every stage needs one"
+                why = f"the model has only {len(layers)} layer{'s' * (len(layers) > 1)}, and every stage needs one"
             raise Diagnostic(f"pp={pp} is not possible: {why}", help=f"the nearest is pp={_nearest(pp, possible)}")
     count = force.micro_batches
     if count is not None and global_batch % count:
