@@ -64,6 +64,7 @@ def test_local_config(tmp_path: Path) -> None:
         ("zoo:llama-7b@small,layers=2", "'layers' is no field of LlamaConfig"),
         ("zoo:llama-7b@small,seq", "'seq' in the spec is not key=value"),
         ("zoo:llama-7b@small,task=poetry", "there is no task 'poetry'"),
+        ("zoo:llama-7b@small,mask=False", "mask=False in the spec is neither true nor false"),
         ("zoo:gpt2-xl@small,seq=64", "rows of 64 tokens are longer than the model's 32 positions"),
         ("zoo:resnet-50@small,task=causal-lm,seq=8", "AutoModelForCausalLM cannot build the model"),
         ("hf:nowhere/config.json", "cannot read nowhere/config.json"),

@@ -37,14 +37,14 @@ class Passing:
 
 def item(x: Tensor) -> Any:
     """Of `Tensor.item`: NotImplemented outside of an assertion."""
-    truth = _asserted()
-    return NotImplemented if truth is None else Passing(truth)
+    asserted = _asserted()
+    return NotImplemented if asserted is None else Passing(asserted)
 
 
 def truth(x: Tensor) -> Any:
     """Of `Tensor.__bool__`: NotImplemented outside of an assertion."""
-    truth = _asserted()
-    return NotImplemented if truth is None else truth
+    asserted = _asserted()
+    return NotImplemented if asserted is None else asserted
 
 
 def _asserted() -> bool | None:
@@ -68,7 +68,8 @@ def _assertions(file: str) -> dict[int, bool]:
             continue
         negated = isinstance(node.test, ast.UnaryOp) and isinstance(node.test.op, ast.Not)
         inside = node.test.operand if isinstance(node.test, ast.UnaryOp) else node.test
-        if any(isinstance(part, ast.UnaryOp) and isinstance(part.op, ast.Not) for part in ast.walk(inside)):
+        # A `not` further inside would turn one value round, and a name given here (:=) would take ours elsewhere.
+        if any(isinstance(part, (ast.Not, ast.NamedExpr)) for part in ast.walk(inside)):
             continue
         found |= dict.fromkeys(range(node.lineno, (node.test.end_lineno or node.lineno) + 1), not negated)
     return found

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..ir import Module
+from ..runtime.launch import torchrun
 from .names import comment
 
 
@@ -45,13 +46,13 @@ with the lines of the model in the comments), `plan.mlir` (what both came from; 
 
 
 def _launch(world: int, nodes: int) -> str:
-    run = "train.py --data FILE.py:batches --steps 100"
+    run = f"    {torchrun(world, nodes)} train.py --data FILE.py:batches --steps 100"
     if nodes == 1:
-        return f"""    torchrun --nproc-per-node {world} {run}
+        return f"""{run}
 
 On several nodes start it on each with `--nnodes`, `--node-rank` and `--master-addr`: {world} processes in all, ranks in
 the order of the nodes."""
-    return f"""    torchrun --nnodes {nodes} --nproc-per-node {world // nodes} --node-rank I --master-addr HOST {run}
+    return f"""{run}
 
 on every node, with I from 0 to {nodes - 1}; HOST is node 0.  Ranks must be in the order of the nodes: the plan counts
 on which of them share one."""

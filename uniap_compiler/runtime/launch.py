@@ -196,16 +196,16 @@ def _check_world(bundle: Bundle) -> int:
     if started != wanted:
         raise BundleError(
             f"this bundle is for {wanted} ranks, {started} {'was' if started == 1 else 'were'} started",
-            f"torchrun {_processes(bundle)} {os.path.relpath(bundle.root / 'train.py')} ...",
+            f"{torchrun(wanted, int(bundle.manifest.get('nodes', 1)))} {os.path.relpath(bundle.root / 'train.py')} ...",
             everywhere=True,
         )
     return int(os.environ.get("RANK", 0))
 
 
-def _processes(bundle: Bundle) -> str:
-    nodes = int(bundle.manifest.get("nodes", 1))
-    each = f"--nproc-per-node {bundle.world_size // nodes}"
-    return each if nodes == 1 else f"--nnodes {nodes} {each} --node-rank I --master-addr HOST"
+def torchrun(world: int, nodes: int) -> str:
+    """How to start as many processes on as many machines."""
+    each = f"--nproc-per-node {world // nodes}"
+    return f"torchrun {each}" if nodes == 1 else f"torchrun --nnodes {nodes} {each} --node-rank I --master-addr HOST"
 
 
 def _device(wanted: str, local: int) -> torch.device:

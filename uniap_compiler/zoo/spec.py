@@ -105,7 +105,9 @@ def _task(spec: str, find: Any, text: str) -> TrainingTask:
     task = options.pop("task", None) or source.task or _guess(source.fields)
     seq = options.pop("seq", source.seq)
     image_size = options.pop("image_size", source.image_size)
-    dropout, mask = options.pop("dropout", None), bool(options.pop("mask", False))
+    dropout, mask = options.pop("dropout", None), options.pop("mask", False)
+    if not isinstance(mask, bool):
+        raise Diagnostic(f"mask={mask} in the spec is neither true nor false")
     kind = kind_of(str(task))
     config = _config(source, options)
     if image_size is not None and hasattr(config, "image_size"):
@@ -166,14 +168,13 @@ def _set_dropout(config: Any, p: float) -> None:
 
     LayerDrop is off in any case: which layers run would depend on a random number.
     """
-    rate = p
     for key, value in vars(config).items():
-        p = 0.0 if key.endswith("layerdrop") else rate
-        if ("drop" in key or key.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if "drop" in key and isinstance(value, (int, float)) and not isinstance(value, bool):
+            rate = 0.0 if key.endswith("layerdrop") else p
             try:
-                setattr(config, key, int(p) if isinstance(value, int) and p == int(p) else p)
+                setattr(config, key, int(rate) if isinstance(value, int) and rate == int(rate) else rate)
             except Exception as error:  # some configs check the types of their fields
-                raise Diagnostic(f"the config does not take {key} = {p:g}", notes=[_reason(error)]) from error
+                raise Diagnostic(f"the config does not take {key} = {rate:g}", notes=[_reason(error)]) from error
 
 
 def _build(config: Any, auto_class: str, spec: str) -> torch.nn.Module:
